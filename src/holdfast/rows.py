@@ -1,0 +1,205 @@
+"""Rows: the typed records that are stored, one class each.
+
+Field names on the medium are the documents' camelCase. Times are Unix epoch
+milliseconds, durations minutes, percents percent units (0.1 is 0.1 %), prices
+floats in quote currency.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from .names import Context
+
+Position = Literal["long", "short"]
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """A typed record. ``extra`` keeps members that this version does not know."""
+
+    extra: dict[str, Any] | UnsetType = UNSET
+
+
+class Signal(Row, frozen=True, kw_only=True):
+    """An open position ("pending signal"). Times are Unix epoch milliseconds, prices quote currency."""
+
+    id: str
+    position: Position
+    note: str = ""
+    price_open: float
+    price_take_profit: float
+    price_stop_loss: float
+    minute_estimated_time: int
+    """Longest holding time in minutes, counted from ``pending_at``."""
+    symbol: str
+    exchange_name: str
+    strategy_name: str
+    scheduled_at: int
+    """When it was created; base of the activation timeout."""
+    pending_at: int
+    """When it was opened; equals ``scheduled_at`` until an activation."""
+    is_scheduled: bool = msgspec.field(default=False, name="_isScheduled")
+
+    @property
+    def context(self) -> Context:
+        """The context that the row says it belongs to."""
+        return Context(self.exchange_name, self.symbol, self.strategy_name)
+
+
+class ScheduledSignal(Signal, frozen=True, kw_only=True):
+    """A signal that waits for its entry price; same shape as :class:`Signal`."""
+
+    is_scheduled: bool = msgspec.field(default=True, name="_isScheduled")
+
+
+class RiskPosition(Row, frozen=True, kw_only=True):
+    """One slot of a risk profile, held by one open signal. One row per position."""
+
+    strategy_name: str
+    exchange_name: str
+    symbol: str
+    open_timestamp: int
+    """When the position was opened, epoch milliseconds."""
+    signal_id: str = ""
+    position: Position | None = None
+    rank: int = 0
+    """Place in the documents' list, where the list was written through the adapter."""
+
+
+class Levels(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Milestones reached by one signal, in the order reached; each from {10, 20, …, 100}."""
+
+    profit_levels: tuple[int, ...] = ()
+    loss_levels: tuple[int, ...] = ()
+
+
+class PartialLevels(Row, frozen=True, kw_only=True):
+    """The documents' map from signal id to its reached milestones."""
+
+    levels: dict[str, Levels]
+
+
+class Guard(Row, frozen=True, kw_only=True):
+    """Rewritten whenever a slot of its risk profile changes, so that two checks conflict."""
+
+    changes: int
+
+
+class SessionRow(Row, frozen=True, kw_only=True):
+    """Where one context stands: rewritten by each of its transitions."""
+
+    context: tuple[str, str, str]
+    """(exchange, symbol, strategy), unquoted."""
+    last_candle_ms: int
+    """Open time of the last candle whose decision is committed; 0: none yet."""
+    last_event: int = 0
+    """Number of the context's newest event."""
+    closed_ids: tuple[str, ...] = ()
+    """The most recent closed signal ids, newest last."""
+    risk_names: tuple[str, ...] = ()
+    """Risk profiles in which the open signal holds a slot; empty when none is open."""
+
+
+class Owner(Row, frozen=True, kw_only=True):
+    """Who may write a context: named in the ``expect`` of every commit of it."""
+
+    holder: str
+    epoch: int
+    host: str
+    pid: int
+    since_ms: int
+
+
+class Outage(Row, frozen=True, kw_only=True):
+    """A gap that recovery stepped over: no entry was allowed on candles that open from..to, both included."""
+
+    from_ms: int
+    to_ms: int
+
+
+EventKind = Literal[
+    "scheduled", "opened", "partial_profit", "partial_loss", "closed", "cancelled", "rejected"
+]  # fmt: skip
+CloseReason = Literal["take_profit", "stop_loss", "time_expired"]
+CancelReason = Literal["timeout", "stop_loss", "stopped", "risk"]
+
+
+class Event(Row, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that was decided, committed together with the state it tells of.
+
+    The same event always has the same ``id``, so a consumer can drop repeats.
+    """
+
+    id: str
+    """``exchange/symbol/strategy#number``."""
+    number: int
+    """Counts the events of a context: 1, 2, 3, … without holes."""
+    kind: EventKind
+    at_ms: int
+    """Close time of the candle that decided it."""
+    candle_ms: int
+    """Open time of the candle that decided it."""
+    signal: Signal
+    price: float
+    """The price at that candle (VWAP)."""
+    activated: bool = False
+    """``opened`` came from a scheduled signal."""
+    level: int | None = None
+    """Milestone of ``partial_profit`` / ``partial_loss``."""
+    reason: str | None = None
+    """Why it closed, was cancelled or was rejected."""
+    price_close: float | None = None
+    pnl_percent: float | None = None
+    both_hit: bool = False
+    """The candle held both stop and target; the ``both_hit`` parameter decided."""
+
+
+class Trade(Row, frozen=True, kw_only=True):
+    """One closed trade of the ledger."""
+
+    id: str
+    event_id: str
+    symbol: str
+    exchange_name: str
+    strategy_name: str
+    position: Position
+    note: str = ""
+    price_open: float
+    price_close: float
+    price_take_profit: float
+    price_stop_loss: float
+    scheduled_at: int
+    pending_at: int
+    closed_at: int
+    reason: str
+    pnl_percent: float
+    both_hit: bool = False
+
+
+class Entity(Row, frozen=True, kw_only=True):
+    """A value of the documents' ``PersistBase``: any plain JSON value under the caller's own id."""
+
+    id: str | int
+    value: Any
+
+
+class Intent(Row, frozen=True, kw_only=True):
+    """What a commit that spans backends is about to write elsewhere; redone at recovery."""
+
+    writes: dict[str, Any]
+    """``domain/entity/id`` → the row's JSON, or None to clear it."""
+
+
+class Quarantined(Row, frozen=True, kw_only=True):
+    """Bytes that could not be trusted, kept whole."""
+
+    reason: str
+    text: str = ""
+    """The payload, where it is UTF-8."""
+    base64: str = ""
+    """The payload, where it is not."""
+    version: int
+    at_ms: int
