@@ -1,0 +1,1 @@
+"""Speed, always as a ratio to a floor or a rival measured in the same run."""
