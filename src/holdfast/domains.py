@@ -22,7 +22,7 @@ import msgspec
 from msgspec import UNSET
 
 from .contract import MAX_PAYLOAD_BYTES, Key
-from .errors import CorruptedError, InvalidInputError
+from .errors import CorruptedError, InvalidInputError, NewerFormatError
 from .names import Context, entity_name, quote
 from .rows import (
     Entity,
@@ -259,7 +259,7 @@ def decode(key: Key, payload: bytes) -> Row:
         raise CorruptedError(f"{key}: the checksum does not match: damaged, or another key's record", key=key)
     codec = _CODECS.get(key.domain)
     if codec is None:
-        raise CorruptedError(f"{key}: unknown domain {key.domain!r}: written by a newer version?", key=key)
+        raise NewerFormatError(f"{key}: unknown domain {key.domain!r}: written by a newer version?", key=key)
     if text.endswith(codec.suffix):
         try:
             return codec.decoder.decode(text[: -len(codec.suffix)] + b"}")
@@ -275,8 +275,10 @@ def _decode_slowly(key: Key, text: bytes) -> Row:
         schema = plain.pop("_schema")
     except (msgspec.DecodeError, AttributeError, KeyError) as error:
         raise CorruptedError(f"{key}: not a Holdfast record: {error}", key=key) from error
-    if not isinstance(schema, int) or schema > spec.schema:
-        raise CorruptedError(
+    if not isinstance(schema, int) or schema < 1:
+        raise CorruptedError(f"{key}: the schema number is {schema!r:.40}", key=key)
+    if schema > spec.schema:
+        raise NewerFormatError(
             f"{key}: schema {schema} is newer than {spec.schema}, the newest this version reads: upgrade holdfast",
             key=key,
         )

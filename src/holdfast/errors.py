@@ -61,6 +61,10 @@ class CorruptedError(HoldfastError):
     """Stored bytes are damaged, foreign or of a newer format. Stop this key; its bytes were kept."""
 
 
+class NewerFormatError(CorruptedError):
+    """The row is whole, but a newer version wrote it. Upgrade; it was left where it is."""
+
+
 class FencedError(HoldfastError):
     """Another owner has taken over this context. Stop trading it."""
 

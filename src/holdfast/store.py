@@ -1,0 +1,520 @@
+"""The typed view of one or more backends: rows in, rows out, nothing thrown away.
+
+Invariants:
+
+* Nothing above the store sees bytes; nothing below it knows what a row is.
+* A row that cannot be trusted is moved to quarantine by one commit (its exact bytes kept) and only its key stops:
+  asking for it raises ``CorruptedError`` until it is released or a new row stands there.
+* The home backend holds every domain that is not routed elsewhere, and decides: a commit that spans backends is first
+  an ``Intent`` there (see :mod:`holdfast.spans`).
+* A lane (:class:`Writer`) has one commit in flight, and settles one whose outcome is unknown before it sends the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, NamedTuple, TypeVar, cast
+
+from .contract import Backend, Guarantees, Head, Key, KeyPrefix, Op, Record, Survives
+from .domains import DOMAINS, decode, encode
+from .errors import (
+    ConflictError,
+    CorruptedError,
+    FailedError,
+    HoldfastError,
+    InvalidInputError,
+    NewerFormatError,
+    NotFoundError,
+    UnavailableError,
+    UnsafeSettingError,
+)
+from .quarantine import is_released, kept_rows, released_key, stopped_key
+from .rows import Quarantined, Row
+from .spans import Place, Span, roll_forward
+
+R = TypeVar("R", bound=Row, covariant=True)
+Observer = Callable[[str, int, Mapping[Key, Row | None]], None]
+
+_SCOPE = re.compile(r"[A-Za-z0-9._-]{1,57}")
+_OFTEN = 8
+"""How many times a quarantine commit is tried while others write the same key."""
+
+
+class Loaded(NamedTuple, Generic[R]):
+    """A row as it was stored, and the number of the commit that wrote it."""
+
+    row: R
+    version: int
+
+
+class Store:
+    """Typed reads and commits over a home backend, with some domains routed to others.
+
+    Args:
+        backend: The home backend; owner, session, outbox and whatever is not routed lie here.
+        routes: Backend for each domain that lies elsewhere.
+        scope: Names the set of contexts and risk profiles that commit together.
+        require: Weakest promise to accept at open; pass ``Survives.NOTHING`` for a store in memory.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        routes: Mapping[str, Backend] | None = None,
+        scope: str = "main",
+        require: Survives = Survives.PROCESS,
+    ) -> None:
+        if not _SCOPE.fullmatch(scope):
+            raise InvalidInputError(f"the scope {scope!r:.80} must be 1 to 57 characters from A-Z a-z 0-9 . _ -")
+        for domain in routes or {}:
+            if domain not in ("signal", "schedule", "risk", "partial"):
+                raise InvalidInputError(f"the domain {domain!r} cannot be routed: only signal, schedule, risk, partial")
+        self.scope = scope
+        self.observers: list[Observer] = []
+        """Called after each acknowledged commit with (scope, number, changes); must be quick and must not raise."""
+        self.damaged: dict[Key, str] = {}
+        """Keys that stopped, and why: found by this store, or in quarantine when it was opened."""
+        self._require = require
+        self.home = Place(backend, scope)
+        self._ledger = Place(backend, f"{scope}.ledger")
+        self.routes: dict[str, Place] = {domain: Place(other, scope) for domain, other in (routes or {}).items()}
+        """Where each domain that does not lie at home lies."""
+        self._stopped: dict[Key, str] = {}
+        self._guarantees: Guarantees | None = None
+        self._read_only = False
+        self.unfinished: list[Span] = []
+        """Commits over several backends that were decided but not carried out."""
+        self.aliases: dict[Key, tuple[int, int]] = {}
+        """For a routed key that a span wrote: (number that its commit returned, version in its own backend)."""
+        self.turn = asyncio.Lock()
+        self._keeper = Writer(self, "store")
+
+    # ------------------------------------------------------------------ opening
+
+    async def open(self, *, read_only: bool = False) -> Guarantees:
+        """Open every backend, check the promise, finish what a crash left between backends.
+
+        Args:
+            read_only: Take no lock and change nothing; the promise is not checked.
+
+        Returns:
+            What holds for all backends together.
+
+        Raises:
+            UnsafeSettingError: The promise is weaker than ``require``; the message names the remedy.
+            HeldError: Another process holds a backend.
+
+        Crash: Leaves what was there; opening again finishes.
+        """
+        self.turn, self._keeper = asyncio.Lock(), Writer(self, "store")
+        opened: list[Backend] = []
+        try:
+            parts = []
+            for backend in self._backends():
+                opened.append(backend)
+                parts.append(await backend.open(read_only=read_only))
+            found = Guarantees.weakest(parts)
+            if not read_only and found.survives < self._require:
+                weak = min(parts, key=lambda part: part.survives)
+                raise UnsafeSettingError(
+                    f"a commit to {weak.backend} survives {weak.survives.name}, below the required "
+                    f"{self._require.name}: use a safer backend, or pass require=Survives.{weak.survives.name}",
+                    backend=weak.backend,
+                )
+            self._guarantees, self._read_only = found, read_only
+            self.damaged.clear()
+            await self._find_stopped()
+            if not read_only:
+                await roll_forward(self)
+        except BaseException:
+            self._guarantees = None
+            for backend in reversed(opened):
+                await backend.close()
+            raise
+        return found
+
+    @property
+    def guarantees(self) -> Guarantees:
+        """What a returned commit survives, found at open."""
+        if self._guarantees is None:
+            raise FailedError("the store is not open: await store.open() first")
+        return self._guarantees
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the store is open."""
+        return self._guarantees is not None
+
+    async def close(self) -> None:
+        """Close every backend, even where one of them fails. Repeatable.
+
+        Crash: As before the call: nothing acknowledged depends on close.
+        """
+        self._guarantees = None
+        failure: BaseException | None = None
+        for backend in reversed(self._backends()):
+            try:
+                await backend.close()
+            except BaseException as error:  # the other backends must still let go of their locks
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _backends(self) -> list[Backend]:
+        unique = {id(place.backend): place.backend for place in (self.home, *self.routes.values())}
+        return list(unique.values())
+
+    async def _find_stopped(self) -> None:
+        self._stopped.clear()
+        for place in (self.home, self._ledger):
+            async for key in place.backend.keys(place.scope, KeyPrefix("quarantine")):
+                if not is_released(key):
+                    self._stopped[stopped_key(key)] = f"{stopped_key(key)}: in quarantine: look at it, then release it"
+        self.damaged.update(self._stopped)
+
+    def place(self, key: Key) -> Place:
+        """Return where ``key`` lies: the backend and the scope."""
+        if key.domain == "ledger" or (key.domain == "quarantine" and key.entity_name.startswith("ledger_")):
+            return self._ledger
+        return self.routes.get(key.domain, self.home)
+
+    # ------------------------------------------------------------------ reading
+
+    async def load(self, *keys: Key) -> dict[Key, Loaded[Row]]:
+        """Return the rows of ``keys``, checked; absent keys are absent. One read for each backend.
+
+        Raises:
+            CorruptedError: A row of these is damaged (and now in quarantine), or its key was stopped before; all of
+                them are in :attr:`damaged`. Other keys can still be loaded.
+        """
+        found, damaged = await self.salvage(*keys)
+        for key, reason in damaged.items():
+            raise CorruptedError(reason, key=key, backend=self.guarantees.backend)
+        return found
+
+    async def get(self, key: Key) -> Loaded[Row] | None:
+        """Return the row of ``key``, or None; raises as :meth:`load` does."""
+        return (await self.load(key)).get(key)
+
+    async def salvage(self, *keys: Key) -> tuple[dict[Key, Loaded[Row]], dict[Key, str]]:
+        """Return the good rows of ``keys``, and for each damaged key why it is; never raises ``CorruptedError``.
+
+        Crash: A damaged row is where it was, or in quarantine.
+        """
+        groups: dict[Place, list[Key]] = {}
+        for key in keys:
+            groups.setdefault(self.place(key), []).append(key)
+        found: dict[Key, Loaded[Row]] = {}
+        damaged: dict[Key, str] = {}
+        for place, members in groups.items():
+            records, broken = await self._read(place, members)
+            for key, record in records.items():
+                try:
+                    found[key] = Loaded(decode(key, record.payload), record.version)
+                except CorruptedError as error:
+                    broken[key] = (record, error)
+            for key, (kept, cause) in broken.items():
+                damaged[key] = await self._set_aside(key, kept, cause)
+        if self._stopped:
+            damaged.update({key: self._stopped[key] for key in keys if key in self._stopped and key not in found})
+        return found, damaged
+
+    async def _read(
+        self, place: Place, keys: list[Key]
+    ) -> tuple[dict[Key, Record], dict[Key, tuple[Record | None, CorruptedError]]]:
+        """Read ``keys``; those that the backend itself finds damaged are left out and named."""
+        broken: dict[Key, tuple[Record | None, CorruptedError]] = {}
+        while True:
+            try:
+                return await place.backend.read(place.scope, keys), broken
+            except CorruptedError as error:
+                if error.key not in keys:
+                    raise
+                bad = error.key
+                broken[bad] = (None, error)
+                keys = [key for key in keys if key != bad]
+
+    async def scan(self, domain: str, entity_name: str = "") -> dict[Key, Loaded[Row]]:
+        """Return the good rows of a domain, or of one entity of it, in byte order of their keys.
+
+        Damaged rows are set aside as in :meth:`load`, left out, and named in :attr:`damaged`.
+        """
+        keys = await self.keys(KeyPrefix(domain, entity_name))
+        found, _ = await self.salvage(*keys)
+        return {key: found[key] for key in keys if key in found} if len(found) < len(keys) else found
+
+    async def keys(self, prefix: KeyPrefix = KeyPrefix()) -> list[Key]:
+        """Return the stored keys under ``prefix``, in byte order, wherever their domain lies."""
+        if prefix.domain and prefix.domain not in ("ledger", "quarantine"):
+            place = self.routes.get(prefix.domain, self.home)
+            return [key async for key in place.backend.keys(place.scope, prefix)]
+        found = [key async for key in self.home.backend.keys(self.scope, prefix) if key.domain not in self.routes]
+        found += [key async for key in self._ledger.backend.keys(self._ledger.scope, prefix)]
+        if not prefix.domain:
+            for domain, place in self.routes.items():
+                found += [key async for key in place.backend.keys(place.scope, KeyPrefix(domain))]
+        return sorted(found)
+
+    async def head(self) -> Head:
+        """Return where the home scope stands."""
+        return await self.home.backend.head(self.scope)
+
+    def writer(self, name: str) -> Writer:
+        """Return a new lane for commits; ``name`` is for people (a context, a tool)."""
+        return Writer(self, name)
+
+    # ------------------------------------------------------------------ quarantine
+
+    async def quarantined(self, domain: str, entity_name: str) -> dict[Key, Loaded[Quarantined]]:
+        """Return the unreleased quarantine rows of one entity, under their own keys; not empty: open nothing there."""
+        prefix = KeyPrefix("quarantine", f"{domain}_{entity_name}")
+        keys = [key for key in await self.keys(prefix) if not is_released(key)]
+        found, damaged = await self.salvage(*keys)
+        for key, reason in damaged.items():  # its record is damaged too, which frees nothing
+            found[key] = Loaded(Quarantined(reason=reason, version=0, at_ms=0), 0)
+        return cast("dict[Key, Loaded[Quarantined]]", found)
+
+    async def quarantine(self, key: Key, reason: str) -> None:
+        """Move the row of ``key`` to quarantine, its exact bytes kept, and stop the key.
+
+        Raises:
+            NotFoundError: There is no such row.
+
+        Crash: The row is where it was, or in quarantine.
+        """
+        place = self.place(key)
+        record = (await place.backend.read(place.scope, [key])).get(key)
+        if record is None:
+            raise NotFoundError(f"{key}: no such row: nothing to move to quarantine", key=key)
+        await self._move(key, record, reason)
+        self._stop(key, reason)
+
+    async def release(self, key: Key) -> int:
+        """Let ``key`` be used again; its bytes stay in quarantine, marked as released. The operator's hand.
+
+        Returns:
+            How many quarantine rows were marked.
+
+        Crash: All are marked or none.
+        """
+        held = await self.quarantined(key.domain, key.entity_name)
+        changes: dict[Key, Row | None] = {}
+        for kept, loaded in held.items():
+            if stopped_key(kept) == key and loaded.version:
+                changes |= {kept: None, released_key(kept): loaded.row}
+        if not changes:
+            raise NotFoundError(f"{key}: nothing of it is in quarantine", key=key)
+        await self._keeper.commit(changes, {kept: held[kept].version for kept in held if kept in changes})
+        self._stopped.pop(key, None)
+        self.damaged.pop(key, None)
+        return len(changes) // 2
+
+    def is_stopped(self, key: Key) -> bool:
+        """Whether unreleased bytes of ``key`` are in quarantine."""
+        return key in self._stopped
+
+    def _stop(self, key: Key, reason: str) -> None:
+        self._stopped[key] = self.damaged[key] = f"{key}: {reason}" if not reason.startswith(str(key)) else reason
+
+    async def _set_aside(self, key: Key, record: Record | None, error: CorruptedError) -> str:
+        """Move a damaged row to quarantine where that is possible; return what to tell."""
+        reason = str(error)
+        # A newer version's row is whole: it stays, for that version. A quarantine row is where it belongs.
+        if self._read_only or key.domain == "quarantine" or isinstance(error, NewerFormatError):
+            self.damaged[key] = reason
+            return reason
+        try:
+            await self._move(key, record, reason)
+            reason += ": moved to quarantine"
+        except HoldfastError as failure:
+            reason += f": left where it is ({failure})"
+        self._stop(key, reason)
+        return self._stopped[key]
+
+    async def _move(self, key: Key, record: Record | None, reason: str) -> None:
+        place = self.place(key)
+        home = self._ledger if place is self._ledger else self.home
+        for attempt in range(_OFTEN):
+            number = record.version if record and place is home else (await home.backend.head(home.scope)).number
+            kept = kept_rows(key, record, reason, number + attempt if record is None else number)
+            changes: dict[Key, Row | None] = {**kept}
+            expect = dict.fromkeys(kept, 0)
+            if place is home:
+                changes[key] = None
+                if record is not None:
+                    expect[key] = record.version
+            try:
+                await self._keeper.commit(changes, expect)
+                break
+            except ConflictError as error:
+                if key in error.keys or attempt == _OFTEN - 1:  # somebody replaced the row meanwhile
+                    raise UnavailableError(f"{key} changes too often to be moved: {error}", key=key) from error
+        if place is not home and record is not None:
+            op = Op(f"quarantine@{secrets.token_hex(4)}", 1)
+            await place.backend.commit(place.scope, {key: None}, {key: record.version}, op=op)
+
+
+class _Sent(NamedTuple):
+    """A commit to one place, as it was sent."""
+
+    place: Place
+    payloads: Mapping[Key, bytes | None]
+    expect: Mapping[Key, int]
+    op: Op
+    changes: Mapping[Key, Row | None]
+
+    async def send(self) -> int:
+        backend, scope = self.place
+        return await backend.commit(scope, self.payloads, self.expect, op=self.op)
+
+    async def settle(self) -> int:
+        """Find out about a commit whose outcome is unknown; ConflictError if it was not applied."""
+        if self.expect:
+            return await self.send()
+        # Without a guard a late first copy and a second one could both land: only look.
+        last = (await self.place.backend.head(self.place.scope)).writers.get(self.op.writer)
+        if last is not None and last.n == self.op.n:
+            return last.number
+        raise ConflictError("the commit had not been applied when looked for: decide again")
+
+
+class Writer:
+    """A lane of commits, one after another. Two lanes may commit at the same time.
+
+    Made by :meth:`Store.writer`. A commit that was cancelled, or whose answer was lost, is settled before the lane
+    sends its next one.
+    """
+
+    __slots__ = ("_lock", "_n", "_sent", "_store", "name")
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = store
+        self.name = f"{name}@{secrets.token_hex(4)}"
+        self._n = 0
+        self._sent: _Sent | Span | None = None
+        self._lock = asyncio.Lock()
+
+    async def commit(self, changes: Mapping[Key, Row | None], expect: Mapping[Key, int] | None = None) -> int:
+        """Apply all of ``changes`` if all of ``expect`` hold, and return the commit's number.
+
+        Args:
+            changes: Row to write under each key; None deletes it.
+            expect: Version that each named key must have now; 0 for absent.
+
+        Raises:
+            ConflictError: Some ``expect`` does not hold; nothing was changed.
+            UnavailableError: Nothing was changed; try again.
+            UnknownOutcomeError: It may have been applied: call :meth:`resend`.
+            InvalidInputError: A row cannot be stored, or the commit mixes the ledger with other domains.
+
+        Crash: Before the return, all of the changes or none; after it, all.
+        Cancellation: It may still be applied; the lane finds out before its next commit.
+        """
+        lock = self._lock
+        await lock.acquire()
+        try:
+            if self._sent is not None:
+                await self._settle()
+            store = self._store
+            if store._read_only:
+                raise InvalidInputError("the store was opened read-only: open it for writing to commit")
+            payloads = {key: None if row is None else encode(key, row) for key, row in changes.items()}
+            expect = {} if expect is None else dict(expect)
+            self._n = n = self._n + 1
+            if store.routes:
+                return await self._commit_routed(changes, payloads, expect)
+            place = store.home
+            for key in (*payloads, *expect):
+                if key[0] in _ASIDE:
+                    place = self._only_place(payloads, expect)
+                    break
+            self._sent = sent = _Sent(place, payloads, expect, Op(self.name, n), changes)
+            return await self._send(sent)
+        finally:
+            lock.release()
+
+    async def resend(self) -> int:
+        """Send the commit whose outcome is unknown once more and return its number.
+
+        Raises:
+            InvalidInputError: Every commit of this lane is settled.
+            ConflictError: It had not been applied and cannot be any more: read again, decide again.
+            UnknownOutcomeError: Still unknown: call again.
+        """
+        async with self._lock:
+            if self._sent is None:
+                raise InvalidInputError(f"the lane {self.name} has nothing to send again: its last commit is settled")
+            return await self._finish()
+
+    async def _send(self, sent: _Sent | Span) -> int:
+        try:
+            number = await sent.send()
+        except (ConflictError, InvalidInputError, UnavailableError):
+            self._sent = None  # nothing was written
+            raise
+        self._sent = None
+        store = self._store
+        if store.observers:
+            for observer in store.observers:
+                observer(store.scope if isinstance(sent, Span) else sent.place.scope, number, sent.changes)
+        return number
+
+    async def _finish(self) -> int:
+        sent = self._sent
+        assert sent is not None
+        try:
+            if isinstance(sent, Span):
+                async with self._store.turn:  # another lane may be finishing it
+                    number = await sent.settle()
+            else:
+                number = await sent.settle()
+        except ConflictError:
+            self._sent = None  # a repeated op is answered with its number, so this one never was applied
+            raise
+        self._sent = None
+        for observer in self._store.observers:
+            observer(self._store.scope if isinstance(sent, Span) else sent.place.scope, number, sent.changes)
+        return number
+
+    async def _settle(self) -> None:
+        try:
+            await self._finish()
+        except ConflictError:
+            pass  # not applied, and from now on it cannot be: the lane may go on
+
+    def _only_place(self, payloads: Iterable[Key], expect: Iterable[Key]) -> Place:
+        places = {self._store.place(key) for key in (*payloads, *expect)}
+        if len(places) > 1:
+            raise InvalidInputError("one commit cannot mix the ledger with other domains: make two commits")
+        return places.pop()
+
+    async def _commit_routed(
+        self, changes: Mapping[Key, Row | None], payloads: dict[Key, bytes | None], expect: dict[Key, int]
+    ) -> int:
+        store = self._store
+        async with store.turn:  # one at a time: nobody may commit between the parts of a span
+            touched = {*payloads, *expect}
+            for span in [other for other in store.unfinished if not touched.isdisjoint(other.touched)]:
+                try:
+                    await span.settle()
+                except HoldfastError as error:
+                    raise UnavailableError(f"an earlier commit of the same rows is unfinished: {error}") from error
+            places = {store.place(key) for key in touched} or {store.home}
+            if store._ledger in places:
+                self._only_place(payloads, expect)
+            sent: _Sent | Span
+            if len(places) == 1:
+                sent = _Sent(places.pop(), payloads, expect, Op(self.name, self._n), changes)
+            else:
+                sent = Span(store, self.name, self._n, changes, payloads, expect)
+                self._n += 1  # a span takes two ops: the intent and the end
+            self._sent = sent
+            return await self._send(sent)
+
+
+_ASIDE = frozenset(("ledger", "quarantine"))
+assert set(DOMAINS) >= _ASIDE
