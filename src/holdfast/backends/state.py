@@ -1,0 +1,184 @@
+"""What a backend that holds its rows in memory knows, and how a commit is decided: once, for memory and file.
+
+Invariants:
+
+* A scope's ``number`` is the number of its last applied commit; applying takes ``number + 1`` only.
+* ``writers`` is ordered by when each wrote last, so the first one is the one to forget.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..contract import MAX_PAYLOAD_BYTES, MAX_WRITERS, Head, Key, KeyPrefix, Op, Record, WriterOp
+from ..errors import ConflictError, InvalidInputError
+
+_PART = re.compile(r"[A-Za-z0-9_\-%~=][A-Za-z0-9._\-%~=]{0,249}")
+_SCOPE = re.compile(r"[A-Za-z0-9._\-]{1,64}")
+_MAX_WRITER = 250
+
+
+def require_key(key: Key) -> None:
+    """Refuse a key that was not quoted: what passes can be a path component on any file system.
+
+    Raises:
+        InvalidInputError: Names the key and the remedy.
+    """
+    # The type first: a plain tuple of three would be stored, and then fail far away from here.
+    if not isinstance(key, Key) or not all(isinstance(part, str) and _PART.fullmatch(part) for part in key):
+        raise InvalidInputError(
+            f"{key!r:.300} is not a storage key: its three parts must be 1 to 250 characters "
+            "from A-Z a-z 0-9 . _ - % ~ = and not begin with a dot (quote names with holdfast.names.quote)"
+        )
+
+
+def require_scope(scope: str) -> None:
+    """Refuse a scope name that is not 1 to 64 characters from ``A-Z a-z 0-9 . _ -``."""
+    if not isinstance(scope, str) or not _SCOPE.fullmatch(scope):
+        raise InvalidInputError(f"{scope!r:.80} is not a scope: use 1 to 64 characters from A-Z a-z 0-9 . _ -")
+
+
+class Decision(NamedTuple):
+    """What a commit comes to: its number, and whether it is the repetition of one that was applied."""
+
+    number: int
+    repeated: bool
+
+
+class Scope:
+    """One scope's rows, commit number and writers."""
+
+    __slots__ = ("damaged", "number", "rows", "writers")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.rows: dict[Key, Record] = {}
+        self.writers: dict[str, WriterOp] = {}
+        self.damaged: set[Key] = set()
+        """Keys whose stored bytes do not match their checksum; ``rows`` holds those bytes."""
+
+    def copy(self) -> Scope:
+        """Return an independent copy that shares the records."""
+        twin = Scope()
+        twin.number = self.number
+        twin.rows = self.rows.copy()
+        twin.writers = self.writers.copy()
+        twin.damaged = self.damaged.copy()
+        return twin
+
+    def apply(self, number: int, op: Op, changes: Mapping[Key, Record | None]) -> None:
+        """Apply commit ``number``, which follows the last one."""
+        assert number == self.number + 1, (number, self.number)
+        self.number = number
+        rows = self.rows
+        for key, record in changes.items():
+            if record is None:
+                rows.pop(key, None)
+            else:
+                rows[key] = record
+        if self.damaged:
+            self.damaged.difference_update(changes)
+        writers = self.writers
+        writers.pop(op.writer, None)
+        writers[op.writer] = WriterOp(op.n, number)
+        if len(writers) > MAX_WRITERS:
+            del writers[next(iter(writers))]
+
+
+class State:
+    """All scopes of one backend."""
+
+    __slots__ = ("scopes",)
+
+    def __init__(self) -> None:
+        self.scopes: dict[str, Scope] = {}
+
+    def copy(self) -> State:
+        """Return an independent copy that shares the records."""
+        twin = State()
+        twin.scopes = {name: scope.copy() for name, scope in self.scopes.items()}
+        return twin
+
+    def scope(self, name: str) -> Scope:
+        """Return the scope, made empty if it had no commit yet."""
+        found = self.scopes.get(name)
+        if found is None:
+            found = self.scopes[name] = Scope()
+        return found
+
+    def decide(self, name: str, changes: Mapping[Key, bytes | None], expect: Mapping[Key, int], op: Op) -> Decision:
+        """Check a commit without applying it.
+
+        Raises:
+            ConflictError: Some ``expect`` does not hold, or a later op of this writer was applied.
+            InvalidInputError: A key, payload, op or scope cannot be used.
+        """
+        scope = self.scopes.get(name)
+        if scope is None:
+            require_scope(name)
+            scope = _NONE
+        writer, n = op
+        last = scope.writers.get(writer)
+        if last is None:
+            if not isinstance(writer, str) or not 0 < len(writer) <= _MAX_WRITER or not writer.isprintable():
+                raise InvalidInputError(f"op.writer is {writer!r:.80}: use 1 to {_MAX_WRITER} printable characters")
+        elif n == last.n:
+            return Decision(last.number, repeated=True)
+        elif n < last.n:
+            raise ConflictError(f"op {n} of writer {writer} comes after its op {last.n}: that writer has moved on")
+        if type(n) is not int or not 0 <= n < 2**63:
+            raise InvalidInputError(f"op.n is {n!r:.40}: use an int from 0 to 2**63 - 1")
+        rows = scope.rows
+        clashes = [key for key, version in expect.items() if _version(rows.get(key)) != version]
+        if clashes:
+            raise ConflictError(
+                f"{', '.join(map(str, clashes[:3]))}: not at the expected version: read again, then decide again",
+                keys=clashes,
+            )
+        for key, payload in changes.items():
+            if key not in rows:
+                require_key(key)
+                self._require_home(name, key)
+            if payload is not None and (type(payload) is not bytes or len(payload) > MAX_PAYLOAD_BYTES):
+                raise _refused_payload(key, payload)
+        return Decision(scope.number + 1, repeated=False)
+
+    def _require_home(self, name: str, key: Key) -> None:
+        for other, scope in self.scopes.items():
+            if other != name and key in scope.rows:
+                raise InvalidInputError(
+                    f"{key} lies in the scope {other!r}, so {name!r} cannot hold it: a key has one scope"
+                )
+
+    def head(self, name: str) -> Head:
+        """Return where the scope stands."""
+        scope = self.scopes.get(name, _NONE)
+        return Head(scope.number, scope.writers.copy())
+
+    def keys(self, name: str, prefix: KeyPrefix) -> list[Key]:
+        """Return the scope's keys under ``prefix`` in byte order."""
+        rows = self.scopes.get(name, _NONE).rows
+        if prefix == KeyPrefix():
+            return sorted(rows)
+        return sorted(key for key in rows if prefix.matches(key))
+
+    def names(self) -> list[str]:
+        """Return the scopes that have had a commit, in byte order."""
+        return sorted(name for name, scope in self.scopes.items() if scope.number)
+
+
+_NONE = Scope()  # never changed: stands for a scope without commits
+
+
+def _version(record: Record | None) -> int:
+    return 0 if record is None else record.version
+
+
+def _refused_payload(key: Key, payload: object) -> InvalidInputError:
+    if isinstance(payload, bytes):
+        return InvalidInputError(
+            f"the payload of {key} has {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} can be stored: split it"
+        )
+    return InvalidInputError(f"the payload of {key} is a {type(payload).__name__}: give bytes, or None to delete")
