@@ -7,6 +7,7 @@ time: open time plus 60 000 ms.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import statistics
 from collections import deque
@@ -40,6 +41,8 @@ STRATEGY_INTERVALS = ("1m", "3m", "5m", "15m", "30m", "1h")
 
 MAX_FETCH_CANDLES = 1000
 """The most candles that one request asks for."""
+
+_log = logging.getLogger("holdfast")
 
 GetCandles = Callable[[str, str, int, int], Awaitable[Sequence[Any]]]
 
@@ -256,5 +259,8 @@ async def fetch_candles(
             await sleep(params.get_candles_retry_delay_ms / 1000)
     batch = batch[:limit]
     if on_candle_data is not None:
-        on_candle_data(symbol, interval, since_ms, limit, batch)
+        try:
+            on_candle_data(symbol, interval, since_ms, limit, batch)
+        except Exception as error:  # an onlooker must not cost the bot its candles
+            _log.error("on_candle_data raised %r for %s %s", error, symbol, interval, exc_info=error)
     return batch

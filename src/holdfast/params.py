@@ -23,7 +23,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True):
     schedule_await_minutes: int = 120
     """How long a scheduled signal waits for its price; over 0."""
     avg_price_candles_count: int = 5
-    """How many minutes of one-minute candles make a price; over 0."""
+    """How many minutes of one-minute candles make a price; over 0, at most 1000 (one request)."""
     percent_slippage: float = 0.1
     """Percent lost to slippage on each side; 0 or more."""
     percent_fee: float = 0.1
@@ -79,6 +79,8 @@ def check_params(params: Params) -> None:
     failures += [
         f"{name} is {getattr(params, name)}: must be 0 or more" for name in _NOT_NEGATIVE if getattr(params, name) < 0
     ]
+    if params.avg_price_candles_count > 1000:
+        failures.append(f"avg_price_candles_count is {params.avg_price_candles_count}: must be at most 1000")
     costs = 2 * (params.percent_slippage + params.percent_fee)
     if params.min_takeprofit_distance_percent < costs - _ROUNDING:
         failures.append(

@@ -7,7 +7,7 @@ There is no built-in limit; a limit is a validation, such as
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -94,23 +94,4 @@ async def check(profile: RiskProfile, payload: RiskPayload) -> str | None:
             verdict = False
         if verdict is False:
             return validation.note or NO_NOTE
-    return None
-
-
-async def check_all(
-    profiles: Sequence[RiskProfile], question: AskRisk, positions: Callable[[str], Iterable[RiskPosition]]
-) -> RiskRejection | None:
-    """Run several profiles in order; all must allow.
-
-    Args:
-        positions: Gives the slots held in a profile, by its name.
-
-    Returns:
-        None when all allow, else the first rejection; its ``note`` is the reply to the question.
-    """
-    for profile in profiles:
-        payload = payload_for(question, positions(profile.name))
-        note = await check(profile, payload)
-        if note is not None:
-            return RiskRejection(risk_name=profile.name, note=note, payload=payload, activation=question.activation)
     return None
