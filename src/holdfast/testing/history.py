@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..contract import Backend, Guarantees, Head, Key, KeyPrefix, Op, Record, WriterOp
+from ..errors import ConflictError, CorruptedError, InvalidInputError, UnavailableError
 
 
 class ScopeState(NamedTuple):
@@ -25,12 +26,19 @@ State = dict[str, ScopeState]
 
 
 async def observe(backend: Backend) -> State:
-    """Read everything that an open backend holds."""
+    """Read everything that an open backend holds; rows that it reports as damaged are left out."""
     found: State = {}
     async for scope in backend.scopes():
         head = await backend.head(scope)
         keys = [key async for key in backend.keys(scope)]
-        rows = await backend.read(scope, keys)
+        while True:
+            try:
+                rows = await backend.read(scope, keys)
+                break
+            except CorruptedError as error:
+                if error.key not in keys:
+                    raise
+                keys.remove(error.key)
         assert len(rows) == len(keys), f"{scope}: keys() names rows that read() does not return"
         found[scope] = ScopeState(head.number, dict(head.writers), rows)
     return found
@@ -162,8 +170,6 @@ class Witnessed:
         self, scope: str, changes: Mapping[Key, bytes | None], expect: Mapping[Key, int], *, op: Op
     ) -> int:
         """Commit, and note when it began and when it was acknowledged or refused."""
-        from ..errors import ConflictError, InvalidInputError, UnavailableError
-
         noted = self.history.begin(scope, op, changes)
         try:
             number = await self.backend.commit(scope, changes, expect, op=op)

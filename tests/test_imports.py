@@ -1,0 +1,161 @@
+"""Imports run one way, the core needs msgspec only, and nothing reads data by running it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import holdfast
+
+SOURCE = Path(holdfast.__file__).parent
+CORE = ("contract", "errors", "names", "rows", "domains")
+ENGINE = (
+    "signals",
+    "risk",
+    "params",
+    "candles",
+    "drafts",
+    "session",
+    "recovery",
+    "outbox",
+    "turns",
+    "live",
+    "backtest",
+)
+STORE = ("store", "spans", "quarantine", "lanes")
+DRIVERS = {"ccxt", "pyarrow", "rich", "redis", "psycopg", "pymongo", "boto3", "aiosqlite", "sqlite3"}
+EXTRAS = {
+    "market.ccxt": {"ccxt"},
+    "market.candles_file": {"pyarrow"},
+    "cli": {"rich"},
+    "testing": {"pytest", "_pytest", "rich"},
+}
+MAY_NOT: dict[str, tuple[str, ...]] = {
+    # who: which rooms it must never import
+    **dict.fromkeys(CORE, ("store", "session", "live", "backtest", "backends", "market", "adapters", "cli", "testing")),
+    **dict.fromkeys(
+        STORE, ("session", "live", "backtest", "backends", "custom", "adapters", "market", "cli", "testing")
+    ),
+    **dict.fromkeys(ENGINE, ("backends", "custom", "urls", "cli", "testing")),
+    "market": ("store", "session", "live", "backtest", "backends", "adapters", "custom", "cli", "testing"),
+    "backends": ("store", "session", "live", "backtest", "adapters", "custom", "market", "cli", "testing"),
+    "adapters": ("session", "live", "backtest", "market", "cli", "testing"),
+    "custom": ("session", "live", "backtest", "market", "cli", "testing"),
+}
+MAY = {("adapters", "backends"), ("live", "adapters")}
+"""Where the architecture names a way round: the default store lies with the adapters."""
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+def imported(name: str, path: Path, *, at_import_only: bool = False) -> Iterator[tuple[str, bool]]:
+    """Yield (module, is it one of ours) for each import statement of a module."""
+    tree = ast.parse(path.read_text())
+    inside = {
+        id(node)
+        for top in ast.walk(tree)
+        if isinstance(top, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(top, ast.If) and "TYPE_CHECKING" in ast.dump(top.test))
+        for node in ast.walk(top)
+    }
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(tree):
+        if at_import_only and id(node) in inside:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, alias.name.split(".")[0] == "holdfast") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if not node.level:
+                yield node.module or "", (node.module or "").split(".")[0] == "holdfast"
+                continue
+            above = package[: len(package) - node.level + 1]
+            if node.module:
+                yield ".".join([*above, node.module]), True
+            else:
+                yield from ((".".join([*above, alias.name]), True) for alias in node.names)
+
+
+def test_imports_run_one_way() -> None:
+    wrong = []
+    for name, path in modules().items():
+        room = name.split(".")[0]
+        for target, ours in imported(name, path):
+            other = target.removeprefix("holdfast.").split(".")[0]
+            if ours and other in MAY_NOT.get(room, ()) and other != room and (room, other) not in MAY:
+                wrong.append(f"{name} imports {target}")
+    assert wrong == []
+
+
+def test_backends_do_not_import_each_other() -> None:
+    own = {"memory": {"state"}, "file": None}
+    wrong = []
+    for name, path in modules().items():
+        if name.startswith("backends.") and name.split(".")[1] in own:
+            for target, ours in imported(name, path):
+                other = target.removeprefix("holdfast.").removeprefix("backends.").split(".")[0]
+                if ours and other in own and other != name.split(".")[1]:
+                    wrong.append(f"{name} imports {target}")
+    assert wrong == []
+
+
+def test_only_urls_names_the_backends() -> None:
+    known = {"urls", "adapters", "cli", "testing", "backends"}
+    wrong = [
+        f"{name} imports {target}"
+        for name, path in modules().items()
+        if name.split(".")[0] not in known
+        for target, ours in imported(name, path)
+        if ours and target.removeprefix("holdfast.").startswith("backends")
+    ]
+    assert wrong == []
+
+
+def test_the_core_needs_msgspec_and_the_standard_library_only() -> None:
+    wrong = []
+    for name, path in modules().items():
+        allowed = set().union(*(extra for room, extra in EXTRAS.items() if name == room or name.startswith(f"{room}.")))
+        for target, ours in imported(name, path):
+            top = target.split(".")[0]
+            if not ours and top != "msgspec" and top not in sys.stdlib_module_names and top not in allowed:
+                wrong.append(f"{name} imports {target}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("banned", ["pickle", "marshal", "shelve", "yaml", "dill", "cPickle"])
+def test_nothing_imports_what_runs_the_data_that_it_reads(banned: str) -> None:
+    wrong = [n for n, path in modules().items() for target, _ in imported(n, path) if target.split(".")[0] == banned]
+    assert wrong == []
+
+
+def test_nothing_calls_eval_or_exec() -> None:
+    wrong = [
+        f"{name}:{node.lineno} {node.func.id}"
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in {"eval", "exec", "__import__"}
+    ]
+    assert wrong == []
+
+
+def test_importing_holdfast_imports_no_driver_no_cli_and_no_testing() -> None:
+    code = "import sys, holdfast; print(' '.join(sys.modules))"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert loaded.isdisjoint(DRIVERS | {"pytest"})
+    assert not [
+        name for name in loaded if name.startswith(("holdfast.cli", "holdfast.testing", "holdfast.market.ccxt"))
+    ]
