@@ -208,8 +208,8 @@ class FrameRun:
         began = time.perf_counter()
         chunk = await fetch_candles(
             self._exchange.get_candles, self.context.symbol, "1m", since_ms=since_ms, limit=limit,
-            until_ms=int(self._now_ms()) if end_ms is None else end_ms + MINUTE_MS, params=self.params, sleep=self._sleep,
-            on_candle_data=self._exchange.on_candle_data,
+            until_ms=int(self._now_ms()) if end_ms is None else end_ms + MINUTE_MS,
+            params=self.params, sleep=self._sleep, on_candle_data=self._exchange.on_candle_data,
         )  # fmt: skip
         self.seconds["fetch"] += time.perf_counter() - began
         return chunk
