@@ -81,8 +81,13 @@ def context_key(domain: str, context: Context) -> Key:
 
 def risk_key(risk_name: str, context: Context) -> Key:
     """Return the key of the slot that ``context`` holds in the profile ``risk_name``."""
-    slot = entity_name(context.symbol, context.strategy_name, context.exchange_name)
-    return Key("risk", quote(risk_name, keep_underscore=True), slot)
+    entity = quote(risk_name, keep_underscore=True)
+    return risk_slot_key(entity, context.symbol, context.strategy_name, context.exchange_name)
+
+
+def risk_slot_key(risk_entity: str, symbol: str, strategy_name: str, exchange_name: str | None) -> Key:
+    """Return the key of a slot in the profile whose quoted name is ``risk_entity``; the documents know no exchange."""
+    return Key("risk", risk_entity, entity_name(symbol, strategy_name, exchange_name))
 
 
 def guard_key(risk_name: str) -> Key:
