@@ -259,6 +259,10 @@ class Registry:
         _add(self._risks, "risk profile", profile.name, profile)
         return profile if validation is None else validation
 
+    def remove_exchange(self, name: str) -> None:
+        """Forget the exchange called ``name``, if there is one, so that another can take its place."""
+        self._exchanges.pop(name, None)
+
     def exchange(self, name: str) -> ExchangeSpec:
         """Return the exchange called ``name``; raises InvalidInputError if there is none."""
         return _find(self._exchanges, "exchange", name)
