@@ -7,12 +7,10 @@ in a backtest: a strategy that peeks ahead wins every backtest and loses money.
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 
@@ -47,35 +45,6 @@ def at(moment: Moment) -> Iterator[None]:
         yield
     finally:
         _moment.reset(token)
-
-
-def in_context(
-    get_signal: Callable[[str, int], Any],
-    exchange: ExchangeSpec,
-    *,
-    mode: Mode,
-    params: Params,
-    sleep: Sleep = asyncio.sleep,
-) -> Callable[[str, int], Any]:
-    """Return ``get_signal`` so wrapped that this module's functions work inside it, be it sync or async."""
-
-    def ask(symbol: str, when_ms: int) -> Any:
-        moment = Moment(exchange, mode, when_ms, params, sleep)
-        token = _moment.set(moment)
-        try:
-            reply = get_signal(symbol, when_ms)
-        finally:
-            _moment.reset(token)
-        if reply is None or not inspect.isawaitable(reply):
-            return reply
-        return _thinking(reply, moment)
-
-    return ask
-
-
-async def _thinking(reply: Awaitable[Any], moment: Moment) -> Any:
-    with at(moment):
-        return await reply
 
 
 def current() -> Moment:
