@@ -355,7 +355,10 @@ class Committer:
             self._checkpoint_at = max(self._checkpoint_bytes, 2 * live)
             return
         try:
-            self._journal.checkpoint(self._durable, self._views.deleting() if self._views is not None else ())
+            views = self._views
+            self._journal.checkpoint(self._durable, views.gone() if views is not None else ())
+            if views is not None:
+                views.forget_gone()
             self._checkpoint_at = max(self._checkpoint_bytes, 2 * self._journal.length)
         except OSError as error:
             why = explain(error, f"cannot replace the log of {self.name} by a shorter one")

@@ -119,8 +119,10 @@ class Journal:
         if rewrite:
             self.checkpoint(found.state, found.gone)
         else:
-            self._seal("open")
+            # Before the seal: else a power cut might keep the seal and tear the frame before it: that is damage.
             self._disk.fdatasync(self._log)
+            if self._seal("open"):
+                self._disk.fdatasync(self._log)
             # A crash may have come between the rename that gave the log its name and the sync of its directory.
             self._disk.fsync(here.meta)
         self._inode = self._disk.fstat(self._log).inode
@@ -187,20 +189,21 @@ class Journal:
         self._disk.truncate(self._log, self.length)
         _logger.info("%s: cut %d bytes of an unfinished commit off %s", self._directory.path, len(tail), LOG)
 
-    def _seal(self, at: str) -> None:
+    def _seal(self, at: str) -> bool:
         """Put a frame behind the last commit, so that damage to that commit cannot pass for a torn tail."""
         if self._sealed:
-            return
+            return False
         sealed = log.frame(self._number + 1, log.seal_body(at))
         try:
             write_all(self._disk, self._log, sealed)
         except OSError as error:  # a full disk must still open and close; only this extra check is missing
             self._disk.truncate(self._log, self.length)
             _logger.warning(explain(error, f"cannot seal {self._directory.path}/{META}/{LOG}"))
-            return
+            return True  # what was cut off again must be synced too
         self._number += 1
         self.length += len(sealed)
         self._sealed = True
+        return True
 
     def append(self, body: bytes) -> None:
         """Write one frame and make it durable.

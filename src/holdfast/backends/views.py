@@ -66,6 +66,9 @@ class Views:
         self._taken: dict[Key, Record | None] = {}
         self._heads: dict[str, int] = {}
         self._gone = set(gone)
+        """Deleted before this opening; empty once all views were checked."""
+        self._removed: set[Key] = set()
+        """Deleted since the last checkpoint; no sync follows a deletion, so a power cut may undo it."""
         self._touched: set[Key] | None = set()
         """Keys that changed since the check of all views began; None once it is done."""
         self._witnessed: bytes = b""
@@ -88,11 +91,16 @@ class Views:
         if not self._wake.is_set():
             self._wake.set()
 
-    def deleting(self) -> set[Key]:
-        """Return the deleted keys whose views may still be there."""
+    def gone(self) -> set[Key]:
+        """Return the deleted keys whose views are still there, or may come back when the power is cut."""
         with self._lock:
             both = {**self._taken, **self._pending}
-            return {key for key, record in both.items() if record is None} | self._gone
+            return {key for key, record in both.items() if record is None} | self._gone | self._removed
+
+    def forget_gone(self) -> None:
+        """Begin anew to collect what :meth:`gone` returns: a checkpoint has taken note of it."""
+        with self._lock:
+            self._removed = set()
 
     def stop(self) -> None:
         """Write what is waiting, and end the thread."""
@@ -139,7 +147,9 @@ class Views:
         for key, record in self._taken.items():
             try:
                 if record is None:
-                    self._remove(self._place(key))
+                    if self._remove(self._place(key)):
+                        with self._lock:
+                            self._removed.add(key)
                 else:
                     self._write(self._place(key), record.payload)
             except OSError as error:
@@ -198,17 +208,20 @@ class Views:
                     self._disk.unlink(_TEMPORARY, at=at)
                 raise
 
-    def _remove(self, place: tuple[str, ...]) -> None:
+    def _remove(self, place: tuple[str, ...]) -> bool:
+        """Remove a view and the directories that it leaves empty; tell whether there was one."""
         *directories, name = place
-        with contextlib.suppress(FileNotFoundError), self._inside(tuple(directories)) as at:
-            self._disk.unlink(name, at=at)
-        while directories:
-            *directories, name = directories
-            try:
+        try:
+            with self._inside(tuple(directories)) as at:
+                self._disk.unlink(name, at=at)
+        except FileNotFoundError:
+            return False
+        with contextlib.suppress(OSError):  # not empty
+            while directories:
+                *directories, name = directories
                 with self._inside(tuple(directories)) as at:
                     self._disk.rmdir(name, at=at)
-            except OSError:
-                return  # not empty, or not there
+        return True
 
     # The check of all views, after opening
 
@@ -241,6 +254,7 @@ class Views:
                 yield
         with self._lock:
             self._touched = None
+            self._removed |= self._gone
             self._gone = set()
         yield
 
