@@ -28,7 +28,7 @@ from .candles import MINUTE_MS
 from .contract import Key
 from .domains import context_key, guard_key, risk_key
 from .drafts import stored_failures
-from .errors import ConflictError, NotFoundError, UnavailableError
+from .errors import ConflictError, CorruptedError, NotFoundError, UnavailableError
 from .lanes import Sleep, commit_surely
 from .names import Context
 from .rows import (
@@ -135,7 +135,8 @@ async def own(
     """
     key = context_key("owner", context)
     for _ in range(MAX_ATTEMPTS):
-        found, _ = await store.salvage(key)  # a damaged one is replaced: it says nothing about the trade
+        found, damaged = await store.salvage(key)  # a damaged one is replaced: it says nothing about the trade
+        _refuse_newer(store, damaged)
         old = cast("Loaded[Owner] | None", found.get(key))
         row = Owner(
             holder=holder,
@@ -209,6 +210,13 @@ async def recover(
     raise UnavailableError(f"{context}: its risk profiles change too often to be reconciled: start it again")
 
 
+def _refuse_newer(store: Store, damaged: Mapping[Key, str]) -> None:
+    """A row that a newer version wrote is whole and stays where it is: only that version may go on."""
+    for key, reason in damaged.items():
+        if not store.is_stopped(key):
+            raise CorruptedError(reason, key=key)
+
+
 class _Versions(dict[Key, int]):
     """Versions of what was read, and the guard rows beside them."""
 
@@ -228,7 +236,8 @@ async def _load(
 ) -> tuple[Found, _Versions]:
     """Read what belongs to the context; a row that contradicts its key goes to quarantine."""
     keys = {domain: context_key(domain, context) for domain in ("signal", "schedule", "partial", "session")}
-    found, _ = await store.salvage(*keys.values())
+    found, damaged = await store.salvage(*keys.values())
+    _refuse_newer(store, damaged)
     for domain, key in keys.items():
         if key in found and (reason := _contradiction(domain, found[key].row, context)):
             try:

@@ -174,8 +174,10 @@ class Session:
 
     async def tell_restored(self) -> None:
         """Tell ``on_active`` or ``on_schedule`` once of what was restored; needs a price, so push candles first."""
+        if self._restored is None or self.window.newest_ms is None:
+            return
         signal, self._restored = self._restored, None
-        if signal is None or self.window.newest_ms is None:
+        if signal not in (self.state.signal, self.state.scheduled):
             return
         price, at_ms, callbacks = self.window.price(), self.window.newest_ms + MINUTE_MS, self.strategy.callbacks
         if isinstance(signal, ScheduledSignal):
@@ -241,6 +243,11 @@ class Session:
         if candle[0] > self.state.last_candle_ms:
             self.outages.forbid(candle[0])
         return False
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether candles wait for a store that could not be used."""
+        return bool(self._behind)
 
     async def _step_late(self, candle: Candle, entries: bool) -> Transition | None:
         """Decide first the candles that the store was not there for; exits are found late, but where they were."""
