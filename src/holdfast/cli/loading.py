@@ -6,8 +6,9 @@ import importlib.util
 import sys
 import sysconfig
 import traceback
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from ..errors import HoldfastError, InvalidInputError
 
@@ -15,6 +16,15 @@ _OURS = str(Path(__file__).parents[1])
 _FOREIGN = tuple(
     {_OURS, *(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))}
 )  # fmt: skip
+
+
+class _Source(SourceFileLoader):
+    """Reads the file as it is now, and leaves no compiled copy beside it."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile the file."""
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
 
 
 class UserFileError(InvalidInputError):
@@ -33,18 +43,17 @@ def load_bot(path: str) -> ModuleType:
     if not file.is_file():
         raise InvalidInputError(f"there is no file {path}: give the Python file that adds your strategies")
     name = file.stem if file.stem.isidentifier() and file.stem not in sys.modules else "holdfast_bot"
-    spec = importlib.util.spec_from_loader(name, loader=None, origin=str(file))
+    loader = _Source(name, str(file))
+    spec = importlib.util.spec_from_file_location(name, file, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    module.__file__ = str(file)
     # Known by its name while it runs, as any imported module is: dataclasses and pickling look it up.
     sys.modules[name] = module
     folder = str(file.parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        code = compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
-        exec(code, module.__dict__)
+        loader.exec_module(module)
     except KeyboardInterrupt:
         raise
     except BaseException as error:

@@ -18,7 +18,6 @@ from ..errors import HoldfastError, InvalidInputError
 from ..listeners import Failure, Tick, default_listeners
 from ..live import Live
 from ..market.process import MarketProcess
-from ..market.protocol import MarketEnded
 from ..market.replay import ReplayMarket
 from ..names import Context
 from ..registry import default_registry
@@ -170,18 +169,11 @@ class _Run:
             async for _ in events:
                 pass
             line.ended = "ended"
-        except MarketEnded:
-            line.ended = "market ended"
         except HoldfastError as error:
             # The other contexts go on: one that was taken over must not stop the rest.
             line.ended = type(error).__name__
             self._code = max(self._code, exit_code(error))
             screen.fail(f"{context}: {error}")
-        if self._market is not None:
-            try:
-                await self._market.leave(str(context))
-            except HoldfastError:
-                pass  # the market is gone: nobody waits there any more
 
     def _catch_signals(self) -> None:
         def interrupt() -> None:

@@ -161,13 +161,14 @@ def _print(picture: Picture, trades: int, plain: bool) -> None:
     count = len(picture.all(Trade))
     columns = ("closed", "context", "side", "in", "out", "why", "PnL")
     print_table(f"Newest trades (of {count})", columns, closed, plain=plain)
+    names = {context_key("session", context).entity_name: str(context) for context in picture.contexts}
     outages = [
-        [str(unquote(key.entity_name.partition("_")[0]) or ""), key.entity_name, moment(row.from_ms), moment(row.to_ms)]
+        [names.get(key.entity_name, key.entity_name), moment(row.from_ms), moment(row.to_ms)]
         for key, row in picture.rows.items()
-        if isinstance(row, Outage)
+        if isinstance(row, Outage) and row.from_ms  # one that begins at 0 is the time before the first start
     ]
     if outages:
-        print_table("Outages", ("symbol", "context", "from", "to"), outages, plain=plain)
+        print_table("Outages (no entries)", ("context", "from", "to"), outages, plain=plain)
     kept = [[str(key), row.reason] for key, row in picture.rows.items() if isinstance(row, Quarantined)]
     kept += [[str(key), reason] for key, reason in sorted(picture.damaged.items())]
     print_table("Quarantine", ("key", "why"), kept, plain=plain)
