@@ -14,19 +14,35 @@ Null, an empty object, an empty list and an absent value all mean nothing.
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+import msgspec
+
 from .contract import Key
-from .domains import DOMAINS, from_mapping, risk_slot_key, to_mapping
+from .domains import from_mapping, require_plain, risk_slot_key, to_mapping
 from .errors import CorruptedError, InvalidInputError
 from .names import quote, unquote
-from .rows import PartialLevels, RiskPosition, Row
+from .rows import Levels, RiskPosition, Row
 
 DOCUMENT_DOMAINS = ("signal", "schedule", "risk", "partial")
 """The domains that the documents have, and that a user's class may hold."""
 
-_LISTED = ("rank", "extra")
+_NOT_PLAIN = (
+    bytes,
+    bytearray,
+    memoryview,
+    decimal.Decimal,
+    uuid.UUID,
+    datetime.datetime,
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+)
+"""What msgspec would turn into text in silence."""
 
 
 def document_id(key: Key) -> str:
@@ -58,19 +74,39 @@ def row_of(key: Key, value: Any) -> Row | None:
     Raises:
         InvalidInputError: It has the wrong shape; the message names the member.
     """
-    kind = DOMAINS[key.domain].row
-    if type(value) is kind:
-        return value if key.domain != "partial" or cast("PartialLevels", value).levels else None
     if isinstance(value, Row):
-        value = to_mapping(value)
+        value = plain_mapping(value)
         value = value.get("levels", value) if key.domain == "partial" else value
     if value is None or (key.domain == "partial" and value == {}):
         return None
     if not isinstance(value, Mapping):
         raise InvalidInputError(f"{key.domain} takes a row, a mapping or None, not {type(value).__name__}")
     if key.domain == "partial":
-        return from_mapping("partial", {"levels": dict(value)})
-    return from_mapping(key.domain, _filled(key, value))
+        return _checked("partial", {"levels": {name: _with_lists(item) for name, item in value.items()}})
+    return _checked(key.domain, _filled(key, value))
+
+
+def _with_lists(levels: Any) -> Any:
+    plain = plain_mapping(levels) if isinstance(levels, Levels) else levels
+    if not isinstance(plain, Mapping):
+        return plain
+    return {name: list(item) if isinstance(item, tuple) else item for name, item in plain.items()}
+
+
+def plain_mapping(row: msgspec.Struct) -> dict[str, Any]:
+    """Return a row's members under the documents' names, wrong values as they are, so that they can be refused."""
+    try:
+        plain = cast("dict[str, Any]", msgspec.to_builtins(row, builtin_types=_NOT_PLAIN))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError(f"this {type(row).__name__} cannot be stored: {error}") from error
+    extra = plain.pop("extra", None)
+    return {**plain, **extra} if isinstance(extra, dict) else plain
+
+
+def _checked(domain: str, plain: Mapping[str, Any]) -> Row:
+    for name, value in plain.items():  # Struct and convert() would let a Decimal or 2**70 pass
+        require_plain(value, f"{domain}.{name}")
+    return from_mapping(domain, plain)
 
 
 def _filled(key: Key, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +176,7 @@ def position_of(risk_entity: str, pair: Any, rank: int) -> tuple[Key, RiskPositi
         raise InvalidInputError(f"item {rank} of the risk list is not a pair (key, position)")
     name, position = pair
     if isinstance(position, RiskPosition):
-        plain = to_mapping(position)
+        plain = plain_mapping(position)
     elif isinstance(position, Mapping):
         plain = dict(position)
     else:
@@ -157,7 +193,7 @@ def position_of(risk_entity: str, pair: Any, rank: int) -> tuple[Key, RiskPositi
         raise InvalidInputError(f"item {rank} of the risk list: key {name!r:.80} and symbol disagree")
     plain.setdefault("exchangeName", "")
     plain["rank"] = rank
-    row = cast("RiskPosition", from_mapping("risk", plain))
+    row = cast("RiskPosition", _checked("risk", plain))
     return risk_slot_key(risk_entity, row.symbol, row.strategy_name, row.exchange_name or None), row
 
 
