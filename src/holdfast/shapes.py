@@ -61,7 +61,7 @@ def value_of(domain: str, rows: Iterable[Row]) -> Any:
         return [[pair_name(row), _listed(row)] for row in in_list_order(cast("Iterable[RiskPosition]", rows))]
     for row in rows:
         plain = to_mapping(row)
-        return plain["levels"] if domain == "partial" else plain
+        return {name: _with_lists(item) for name, item in plain["levels"].items()} if domain == "partial" else plain
     return empty_value(domain)
 
 
