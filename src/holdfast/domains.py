@@ -81,8 +81,13 @@ def context_key(domain: str, context: Context) -> Key:
 
 def risk_key(risk_name: str, context: Context) -> Key:
     """Return the key of the slot that ``context`` holds in the profile ``risk_name``."""
-    slot = entity_name(context.symbol, context.strategy_name, context.exchange_name)
-    return Key("risk", quote(risk_name, keep_underscore=True), slot)
+    entity = quote(risk_name, keep_underscore=True)
+    return risk_slot_key(entity, context.symbol, context.strategy_name, context.exchange_name)
+
+
+def risk_slot_key(risk_entity: str, symbol: str, strategy_name: str, exchange_name: str | None) -> Key:
+    """Return the key of a slot in the profile whose quoted name is ``risk_entity``; the documents know no exchange."""
+    return Key("risk", risk_entity, entity_name(symbol, strategy_name, exchange_name))
 
 
 def guard_key(risk_name: str) -> Key:
@@ -220,9 +225,12 @@ def encode(key: Key, row: Row) -> bytes:
     if type(row) is not spec.row and not isinstance(row, spec.row):
         raise InvalidInputError(f"{key} takes a {spec.row.__name__}, not a {type(row).__name__}")
     codec = _CODECS[key.domain]
-    if not math.isfinite(sum(codec.floats(row))):
-        for name in (f.name for f in msgspec.structs.fields(spec.row) if f.type is float):
-            require_plain(getattr(row, name), f"{key.domain}.{name}")
+    try:
+        finite = math.isfinite(sum(codec.floats(row)))
+    except TypeError:
+        finite = False
+    if not finite:  # or their sum is not, which is no fault
+        _require_floats(key.domain, row)
     try:
         if row.extra is UNSET:
             if isinstance(row, Entity):
@@ -244,6 +252,15 @@ def encode(key: Key, row: Row) -> bytes:
             f"the row for {key} has {len(text) + _TAIL} bytes; at most {MAX_PAYLOAD_BYTES} can be stored: split it"
         )
     return b'%b,"_sum":"%08x"}' % (text, _checksum(key, text))
+
+
+def _require_floats(domain: str, row: Row) -> None:
+    for field in msgspec.structs.fields(row):
+        if field.type is float:
+            value = getattr(row, field.name)
+            if not isinstance(value, int | float):
+                raise InvalidInputError(f"{domain}.{field.name} is a {type(value).__name__}: give a float")
+            require_plain(value, f"{domain}.{field.name}")
 
 
 def decode(key: Key, payload: bytes) -> Row:
@@ -286,5 +303,5 @@ def _decode_slowly(key: Key, text: bytes) -> Row:
         for number in range(schema, spec.schema):
             plain = spec.steps[number](plain)
         return from_mapping(key.domain, plain)
-    except (KeyError, InvalidInputError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise CorruptedError(f"{key}: wrong shape: {error}", key=key) from error

@@ -40,11 +40,13 @@ def quote(name: str | int, *, keep_underscore: bool = False) -> str:
         keep_underscore: Leave ``_`` as it is (for a name that stands alone).
 
     Raises:
-        InvalidInputError: The name is empty, not text, or has a lone surrogate.
+        InvalidInputError: The name is empty, not text, an int over 64 bits, or has a lone surrogate.
     """
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise InvalidInputError(f"a name must be text or an int, not {type(name).__name__}: {name!r:.80}")
     if isinstance(name, int):
+        if not -(2**63) <= name < 2**64:
+            raise InvalidInputError("an int over 64 bits cannot be a name: use text")
         return f"={name}"
     if not name:
         raise InvalidInputError("a name must not be empty: give it at least one character")

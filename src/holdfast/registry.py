@@ -8,85 +8,49 @@ when :func:`validate` is called.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any, TypeVar, overload
 
-import msgspec
-
-from .candles import INTERVALS_MS, STRATEGY_INTERVALS, Candle
+from .candles import INTERVALS_MS, STRATEGY_INTERVALS
 from .errors import InvalidInputError
-from .params import Params
+from .params import Params, get_config
 from .risk import RiskProfile, Validation
+from .specs import (
+    Callbacks,
+    ExchangeSpec,
+    FrameSpec,
+    StrategySpec,
+    as_async,
+    as_callbacks,
+    as_moment_ms,
+    as_validation,
+    checked_name,
+    checked_names,
+    plain_number,
+)
+
+__all__ = [
+    "Callbacks",
+    "ExchangeSpec",
+    "FrameSpec",
+    "Registry",
+    "StrategySpec",
+    "add_exchange",
+    "add_frame",
+    "add_risk",
+    "add_strategy",
+    "default_registry",
+    "list_exchanges",
+    "list_frames",
+    "list_risks",
+    "list_strategies",
+    "reset",
+    "validate",
+]
 
 T = TypeVar("T")
-
-
-class ExchangeSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Where candles come from, and how its prices and quantities are written."""
-
-    exchange_name: str
-    get_candles: Callable[[str, str, int, int], Awaitable[Sequence[Any]]]
-    """(symbol, interval, since in epoch ms, limit) → candles, oldest first."""
-    format_price: Callable[[str, float], str]
-    format_quantity: Callable[[str, float], str]
-    on_candle_data: Callable[[str, str, int, int, Sequence[Candle]], object] | None = None
-    """Called after each fetch with (symbol, interval, since, limit, candles)."""
-    wait_closed: Callable[[str, int | None], Awaitable[int]] | None = None
-    """Waits until a candle newer than the given one has closed; without it, the wall clock decides."""
-    source: Any = None
-    """The object or class that was added, if one was."""
-
-
-class Callbacks(msgspec.Struct, frozen=True, kw_only=True):
-    """What a strategy is told, sync or async. Most take the Event (or Tick) and are called after it was committed."""
-
-    on_tick: Callable[[Any], Any] | None = None
-    """Every Event and every Tick."""
-    on_open: Callable[[Any], Any] | None = None
-    on_active: Callable[[Any], Any] | None = None
-    """A Tick with an open signal: each candle that changed nothing, the first after a restart included."""
-    on_idle: Callable[[Any], Any] | None = None
-    on_close: Callable[[Any], Any] | None = None
-    on_schedule: Callable[[Any], Any] | None = None
-    on_cancel: Callable[[Any], Any] | None = None
-    on_write: Callable[[str, Any], Any] | None = None
-    """(symbol, Signal or None): the open signal was written, or cleared."""
-    on_partial_profit: Callable[[Any], Any] | None = None
-    on_partial_loss: Callable[[Any], Any] | None = None
-    on_both_hit: Callable[[Any, Candle], Any] | None = None
-    """(Signal, Candle) → ``take_profit`` or ``stop_loss``; asked while ``both_hit`` is ``undecided``."""
-
-
-class StrategySpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Who proposes signals, how often, and under which risk profiles."""
-
-    strategy_name: str
-    interval: str
-    get_signal: Callable[[str, int], Any]
-    """(symbol, close time in epoch ms) → mapping, SignalDto or None; sync or async."""
-    risk_names: tuple[str, ...] = ()
-    callbacks: Callbacks = Callbacks()
-    symbols: tuple[str, ...] = ()
-    """What ``holdfast run`` starts it on."""
-
-    @property
-    def interval_ms(self) -> int:
-        """Length of its slots in milliseconds."""
-        return INTERVALS_MS[self.interval]
-
-
-class FrameSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of history: candles that open from ``start_ms`` to ``end_ms``, both included."""
-
-    frame_name: str
-    interval: str
-    """A strategy is asked no more often than this."""
-    start_ms: int
-    end_ms: int
-
-
-_CALLBACK_NAMES = tuple(field.name for field in msgspec.structs.fields(Callbacks))
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Registry:
@@ -101,6 +65,24 @@ class Registry:
         self._strategies: dict[str, StrategySpec] = {}
         self._frames: dict[str, FrameSpec] = {}
         self._risks: dict[str, RiskProfile] = {}
+
+    @overload
+    def add_exchange(self, source: T, *, exchange_name: str | None = None) -> T: ...
+
+    @overload
+    def add_exchange(self, *, exchange_name: str) -> Callable[[T], T]: ...
+
+    @overload
+    def add_exchange(
+        self,
+        *,
+        exchange_name: str,
+        get_candles: Callable[..., Any],
+        format_price: Callable[[str, float], str] | None = None,
+        format_quantity: Callable[[str, float], str] | None = None,
+        on_candle_data: Callable[..., object] | None = None,
+        wait_closed: Callable[..., Awaitable[int]] | None = None,
+    ) -> ExchangeSpec: ...
 
     def add_exchange(
         self,
@@ -142,16 +124,44 @@ class Registry:
         if candles is None:
             raise InvalidInputError(f"exchange {name!r} has no get_candles(symbol, interval, since_ms, limit): add one")
         spec = ExchangeSpec(
-            exchange_name=_name("exchange_name", name),
-            get_candles=_awaitable(candles),
-            format_price=found["format_price"] or _plain_number,
-            format_quantity=found["format_quantity"] or _plain_number,
+            exchange_name=checked_name("exchange_name", name),
+            get_candles=as_async(candles),
+            format_price=found["format_price"] or plain_number,
+            format_quantity=found["format_quantity"] or plain_number,
             on_candle_data=found["on_candle_data"],
             wait_closed=found["wait_closed"],
             source=made,
         )
         _add(self._exchanges, "exchange", spec.exchange_name, spec)
         return spec if source is None else source
+
+    @overload
+    def add_strategy(
+        self,
+        get_signal: F,
+        *,
+        strategy_name: str,
+        interval: str,
+        risk_name: str | None = None,
+        risk_list: Iterable[str] = (),
+        symbols: Iterable[str] = (),
+        callbacks: Callbacks | Mapping[str, Callable[..., Any]] | None = None,
+        **on: Callable[..., Any] | None,
+    ) -> F: ...
+
+    @overload
+    def add_strategy(
+        self,
+        get_signal: None = None,
+        *,
+        strategy_name: str,
+        interval: str,
+        risk_name: str | None = None,
+        risk_list: Iterable[str] = (),
+        symbols: Iterable[str] = (),
+        callbacks: Callbacks | Mapping[str, Callable[..., Any]] | None = None,
+        **on: Callable[..., Any] | None,
+    ) -> Callable[[F], F]: ...
 
     def add_strategy(
         self,
@@ -188,17 +198,17 @@ class Registry:
             raise InvalidInputError(
                 f"strategy {strategy_name!r} has the interval {interval!r}: use one of {', '.join(STRATEGY_INTERVALS)}"
             )
-        listed = _names("risk_list", risk_list)
+        listed = checked_names("risk_list", risk_list)
         if len(set(listed)) != len(listed):
             raise InvalidInputError(f"strategy {strategy_name!r}: risk_list names a profile twice: {listed}")
-        names = listed if risk_name is None else (_name("risk_name", risk_name), *listed)
+        names = listed if risk_name is None else (checked_name("risk_name", risk_name), *listed)
         spec = StrategySpec(
-            strategy_name=_name("strategy_name", strategy_name),
+            strategy_name=checked_name("strategy_name", strategy_name),
             interval=interval,
             get_signal=get_signal,
             risk_names=tuple(dict.fromkeys(names)),
-            callbacks=_callbacks(strategy_name, callbacks, on),
-            symbols=_names("symbols", symbols),
+            callbacks=as_callbacks(strategy_name, callbacks, on),
+            symbols=checked_names("symbols", symbols),
         )
         _add(self._strategies, "strategy", spec.strategy_name, spec)
         return get_signal
@@ -218,13 +228,34 @@ class Registry:
                 f"frame {frame_name!r}: interval {interval!r}: use one of {', '.join(INTERVALS_MS)}"
             )
         spec = FrameSpec(
-            frame_name=_name("frame_name", frame_name), interval=interval,
-            start_ms=_moment("start", start), end_ms=_moment("end", end),
+            frame_name=checked_name("frame_name", frame_name), interval=interval,
+            start_ms=as_moment_ms("start", start), end_ms=as_moment_ms("end", end),
         )  # fmt: skip
         if spec.end_ms < spec.start_ms:
             raise InvalidInputError(f"frame {frame_name!r} ends ({end}) before it starts ({start})")
         _add(self._frames, "frame", spec.frame_name, spec)
         return spec
+
+    @overload
+    def add_risk(
+        self,
+        *,
+        risk_name: str,
+        validations: Iterable[Any],
+        on_rejected: Callable[..., Any] | None = None,
+        on_allowed: Callable[..., Any] | None = None,
+    ) -> RiskProfile: ...
+
+    @overload
+    def add_risk(
+        self,
+        validation: None = None,
+        *,
+        risk_name: str,
+        note: str = "",
+        on_rejected: Callable[..., Any] | None = None,
+        on_allowed: Callable[..., Any] | None = None,
+    ) -> Callable[[F], F]: ...
 
     def add_risk(
         self,
@@ -246,18 +277,27 @@ class Registry:
         Returns:
             The function that was decorated; else the :class:`~holdfast.risk.RiskProfile`.
         """
-        if validation is None and validations is None:
-            return lambda later: self.add_risk(
-                later, risk_name=risk_name, note=note, on_rejected=on_rejected, on_allowed=on_allowed
-            )
-        listed = [Validation(validate=validation, note=note)] if validation is not None else []
-        listed += [_validation(risk_name, one) for one in validations or ()]
+        if validations is None:
+
+            def decorate(validation: F) -> F:
+                self.add_risk(
+                    risk_name=risk_name, validations=[Validation(validate=validation, note=note)],
+                    on_rejected=on_rejected, on_allowed=on_allowed,
+                )  # fmt: skip
+                return validation
+
+            return decorate if validation is None else decorate(validation)
+        listed = [as_validation(risk_name, one) for one in validations]
         profile = RiskProfile(
-            name=_name("risk_name", risk_name), validations=tuple(listed),
+            name=checked_name("risk_name", risk_name), validations=tuple(listed),
             on_rejected=on_rejected, on_allowed=on_allowed,
         )  # fmt: skip
         _add(self._risks, "risk profile", profile.name, profile)
-        return profile if validation is None else validation
+        return profile
+
+    def remove_exchange(self, name: str) -> None:
+        """Forget the exchange called ``name``, if there is one, so that another can take its place."""
+        self._exchanges.pop(name, None)
 
     def exchange(self, name: str) -> ExchangeSpec:
         """Return the exchange called ``name``; raises InvalidInputError if there is none."""
@@ -332,85 +372,6 @@ def _find(table: Mapping[str, T], what: str, name: str) -> T:
     return found
 
 
-def _name(what: str, value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise InvalidInputError(f"{what} is {value!r:.80}: must be text of at least one character")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInputError(f"{what} {value!r:.80} holds a lone surrogate: use valid Unicode text") from error
-    return value
-
-
-def _names(what: str, values: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(values, str):
-        raise InvalidInputError(f"{what} is the text {values!r:.80}: use a list of names")
-    return tuple(_name(what, value) for value in values)
-
-
-def _callbacks(
-    strategy_name: str,
-    together: Callbacks | Mapping[str, Callable[..., Any]] | None,
-    single: Mapping[str, Callable[..., Any] | None],
-) -> Callbacks:
-    base = msgspec.structs.asdict(together) if isinstance(together, Callbacks) else dict(together or {})
-    for name, value in {**base, **single}.items():
-        if name not in _CALLBACK_NAMES:
-            raise InvalidInputError(
-                f"strategy {strategy_name!r}: there is no callback {name!r}: use one of {', '.join(_CALLBACK_NAMES)}"
-            )
-        if value is not None and not callable(value):
-            raise InvalidInputError(f"strategy {strategy_name!r}: {name} must be callable, not {value!r:.80}")
-        base[name] = value
-    return Callbacks(**base)
-
-
-def _validation(risk_name: str, given: Any) -> Validation:
-    if isinstance(given, Validation):
-        return given
-    if isinstance(given, Mapping):
-        given = Validation(validate=given.get("validate"), note=given.get("note") or "")  # type: ignore[arg-type]
-    elif not inspect.isclass(given) and callable(getattr(given, "validate", None)):
-        given = Validation(validate=given.validate, note=getattr(given, "note", "") or "")
-    elif callable(given):
-        given = Validation(validate=given)
-    if not isinstance(given, Validation) or not callable(given.validate):
-        raise InvalidInputError(
-            f"risk profile {risk_name!r}: a validation is a function, or has validate and note, not {given!r:.80}"
-        )
-    return given
-
-
-def _moment(what: str, value: object) -> int:
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError as error:
-            raise InvalidInputError(f"{what} is {value!r:.40}: use epoch milliseconds or ISO text") from error
-    if isinstance(value, datetime):
-        aware = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
-        return round(aware.timestamp() * 1000)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidInputError(f"{what} is {value!r:.40}: use epoch milliseconds or ISO text")
-    return value
-
-
-def _awaitable(function: Callable[..., Any]) -> Callable[[str, str, int, int], Awaitable[Any]]:
-    if inspect.iscoroutinefunction(function):
-        return function
-
-    async def get_candles(symbol: str, interval: str, since_ms: int, limit: int) -> Any:
-        result = function(symbol, interval, since_ms, limit)
-        return await result if inspect.isawaitable(result) else result
-
-    return get_candles
-
-
-def _plain_number(symbol: str, value: float) -> str:
-    text = f"{value:.8f}"
-    return text.rstrip("0").rstrip(".")
-
-
 default_registry = Registry()
 """What the module's functions add to, and every run that is given no other."""
 
@@ -426,8 +387,6 @@ list_risks = default_registry.list_risks
 
 def validate() -> None:
     """Check every reference of every strategy against the parameters in force; one error lists all that is wrong."""
-    from .params import get_config
-
     default_registry.validate(get_config())
 
 

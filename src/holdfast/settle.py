@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from .context import Moment, Sleep, at
@@ -64,12 +64,12 @@ class Settler:
         allowed: tuple[tuple[RiskProfile, RiskPayload], ...] = ()
         while isinstance(outcome, Question):
             if isinstance(outcome, AskStrategy):
-                outcome = await self._propose(outcome)
+                outcome = await self.propose(outcome)
             elif isinstance(outcome, AskRisk):
-                rejection, allowed = await self._judge(outcome, positions)
+                rejection, allowed = await self.judge(outcome, positions)
                 outcome = answer(outcome, None if rejection is None else rejection.note)
             elif isinstance(outcome, AskBothHit):
-                outcome = answer(outcome, await self._first_hit(outcome))
+                outcome = answer(outcome, await self.first_hit(outcome))
         return Settled(outcome, rejection, allowed)
 
     async def tell_risk(self, settled: Settled) -> None:
@@ -84,10 +84,26 @@ class Settler:
             if profile.on_allowed is not None:
                 await self._call(profile.on_allowed, payload)
 
-    async def _propose(self, question: AskStrategy) -> Transition | Question | None:
+    def ask_now(self, question: AskStrategy) -> Any:
+        """Call the strategy and return what it returned: its reply, or what must be awaited for one."""
+        with at(self._moment(question)):
+            return self.strategy.get_signal(question.symbol, question.now_ms)
+
+    def failed(self, question: AskStrategy, error: Exception) -> Awaitable[None]:
+        """Report that the strategy raised; await what this returns."""
+        return self.listeners.report(
+            Failure(where="strategy", error=error, context=question.spec.context, at_ms=question.now_ms)
+        )
+
+    async def propose(self, question: AskStrategy, reply: Any = None) -> Transition | Question | None:
+        """Ask the strategy and go on from its reply; what it does wrong is reported, and gives None.
+
+        Args:
+            reply: What :meth:`ask_now` returned; None asks now.
+        """
         topic = "error"
         try:
-            reply = await self._ask(question)
+            reply = await self._ask(question, reply)
             if reply is None:
                 return None
             topic = "validation"
@@ -100,9 +116,13 @@ class Settler:
             await self.listeners.report(failure)
         return None
 
-    async def _ask(self, question: AskStrategy) -> Any:
-        with at(Moment(self.exchange, self.mode, question.now_ms, self.params, self._sleep)):
-            reply = self.strategy.get_signal(question.symbol, question.now_ms)
+    def _moment(self, question: AskStrategy) -> Moment:
+        return Moment(self.exchange, self.mode, question.now_ms, self.params, self._sleep)
+
+    async def _ask(self, question: AskStrategy, reply: Any) -> Any:
+        with at(self._moment(question)):
+            if reply is None:
+                reply = self.strategy.get_signal(question.symbol, question.now_ms)
             if reply is None or not inspect.isawaitable(reply):
                 return reply
             seconds = self.params.max_signal_generation_seconds
@@ -117,9 +137,10 @@ class Settler:
                     f"strategy {name!r} took longer than {seconds} s: no signal this slot"
                 ) from error
 
-    async def _judge(
+    async def judge(
         self, question: AskRisk, positions: Callable[[str], Iterable[RiskPosition]]
     ) -> tuple[RiskRejection | None, tuple[tuple[RiskProfile, RiskPayload], ...]]:
+        """Ask the risk profiles in order; the first rejection ends it, and is the reply to the question."""
         allowed = []
         for name in question.spec.risk_names:
             profile = self.profiles[name]
@@ -131,7 +152,8 @@ class Settler:
             allowed.append((profile, payload))
         return None, tuple(allowed)
 
-    async def _first_hit(self, question: AskBothHit) -> str:
+    async def first_hit(self, question: AskBothHit) -> str:
+        """Ask ``on_both_hit``; a strategy that cannot say is taken to have been stopped out."""
         callback = self.strategy.callbacks.on_both_hit
         try:
             if callback is None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, NamedTuple, TypeVar, cast
 
 from .contract import Backend, Guarantees, Head, Key, KeyPrefix, Op, Record, Survives
-from .domains import DOMAINS, decode, encode
+from .domains import decode
 from .errors import (
     ConflictError,
     CorruptedError,
@@ -34,6 +34,7 @@ from .errors import (
 from .quarantine import is_released, kept_rows, released_key, stopped_key
 from .rows import Quarantined, Row
 from .spans import Place, Span, roll_forward
+from .writer import Writer
 
 R = TypeVar("R", bound=Row, covariant=True)
 Observer = Callable[[str, int, Mapping[Key, Row | None]], None]
@@ -71,8 +72,7 @@ class Store:
         if not _SCOPE.fullmatch(scope):
             raise InvalidInputError(f"the scope {scope!r:.80} must be 1 to 57 characters from A-Z a-z 0-9 . _ -")
         for domain in routes or {}:
-            if domain not in ("signal", "schedule", "risk", "partial"):
-                raise InvalidInputError(f"the domain {domain!r} cannot be routed: only signal, schedule, risk, partial")
+            _require_routable(domain)
         self.scope = scope
         self.observers: list[Observer] = []
         """Called after each acknowledged commit with (scope, number, changes); must be quick and must not raise."""
@@ -80,12 +80,13 @@ class Store:
         """Keys that stopped, and why: found by this store, or in quarantine when it was opened."""
         self._require = require
         self.home = Place(backend, scope)
-        self._ledger = Place(backend, f"{scope}.ledger")
+        self.ledger = Place(backend, f"{scope}.ledger")
         self.routes: dict[str, Place] = {domain: Place(other, scope) for domain, other in (routes or {}).items()}
         """Where each domain that does not lie at home lies."""
         self._stopped: dict[Key, str] = {}
         self._guarantees: Guarantees | None = None
-        self._read_only = False
+        self._parts: dict[int, Guarantees] = {}
+        self.read_only = False
         self.unfinished: list[Span] = []
         """Commits over several backends that were decided but not carried out."""
         self.aliases: dict[Key, tuple[int, int]] = {}
@@ -113,19 +114,14 @@ class Store:
         self.turn, self._keeper = asyncio.Lock(), Writer(self, "store")
         opened: list[Backend] = []
         try:
-            parts = []
+            self._parts = {}
             for backend in self._backends():
                 opened.append(backend)
-                parts.append(await backend.open(read_only=read_only))
-            found = Guarantees.weakest(parts)
-            if not read_only and found.survives < self._require:
-                weak = min(parts, key=lambda part: part.survives)
-                raise UnsafeSettingError(
-                    f"a commit to {weak.backend} survives {weak.survives.name}, below the required "
-                    f"{self._require.name}: use a safer backend, or pass require=Survives.{weak.survives.name}",
-                    backend=weak.backend,
-                )
-            self._guarantees, self._read_only = found, read_only
+                self._parts[id(backend)] = await backend.open(read_only=read_only)
+            found = Guarantees.weakest(list(self._parts.values()))
+            if not read_only:
+                self._require_promise(self._parts.values())
+            self._guarantees, self.read_only = found, read_only
             self.damaged.clear()
             await self._find_stopped()
             if not read_only:
@@ -136,6 +132,15 @@ class Store:
                 await backend.close()
             raise
         return found
+
+    def _require_promise(self, parts: Iterable[Guarantees]) -> None:
+        weak = min(parts, key=lambda part: part.survives)
+        if weak.survives < self._require:
+            raise UnsafeSettingError(
+                f"a commit to {weak.backend} survives {weak.survives.name}, below the required "
+                f"{self._require.name}: use a safer backend, or pass require=Survives.{weak.survives.name}",
+                backend=weak.backend,
+            )
 
     @property
     def guarantees(self) -> Guarantees:
@@ -170,16 +175,48 @@ class Store:
 
     async def _find_stopped(self) -> None:
         self._stopped.clear()
-        for place in (self.home, self._ledger):
+        for place in (self.home, self.ledger):
             async for key in place.backend.keys(place.scope, KeyPrefix("quarantine")):
                 if not is_released(key):
                     self._stopped[stopped_key(key)] = f"{stopped_key(key)}: in quarantine: look at it, then release it"
         self.damaged.update(self._stopped)
 
+    def route(self, domain: str, backend: Backend | None, guarantees: Guarantees | None) -> None:
+        """Have ``backend`` hold ``domain`` from the next call on; None: the home backend does.
+
+        Args:
+            domain: ``signal``, ``schedule``, ``risk`` or ``partial``.
+            backend: Open if this store is; the one before is left to the caller to close.
+            guarantees: What its open returned; None if this store will open it.
+
+        Raises:
+            UnsafeSettingError: It promises less than ``require``; nothing was changed.
+        """
+        _require_routable(domain)
+        if guarantees is not None:
+            self._require_promise([guarantees])
+        old = self.routes.pop(domain, None)
+        if backend is not None:
+            self.routes[domain] = Place(backend, self.scope)
+        if self._guarantees is None:
+            return
+        if old is not None and all(place.backend is not old.backend for place in self.routes.values()):
+            self._parts.pop(id(old.backend), None)
+        if backend is not None and guarantees is not None:
+            self._parts[id(backend)] = guarantees
+        self._guarantees = Guarantees.weakest(list(self._parts.values()))
+
+    def unrouted(self) -> Store:
+        """Return a view of the open home backend that ignores the routes. Close this store, not the view."""
+        view = Store(self.home.backend, scope=self.scope, require=self._require)
+        view._guarantees, view._parts, view.read_only = self.guarantees, self._parts, self.read_only
+        view._stopped, view.damaged, view.observers = self._stopped, self.damaged, self.observers
+        return view
+
     def place(self, key: Key) -> Place:
         """Return where ``key`` lies: the backend and the scope."""
         if key.domain == "ledger" or (key.domain == "quarantine" and key.entity_name.startswith("ledger_")):
-            return self._ledger
+            return self.ledger
         return self.routes.get(key.domain, self.home)
 
     # ------------------------------------------------------------------ reading
@@ -253,7 +290,7 @@ class Store:
             place = self.routes.get(prefix.domain, self.home)
             return [key async for key in place.backend.keys(place.scope, prefix)]
         found = [key async for key in self.home.backend.keys(self.scope, prefix) if key.domain not in self.routes]
-        found += [key async for key in self._ledger.backend.keys(self._ledger.scope, prefix)]
+        found += [key async for key in self.ledger.backend.keys(self.ledger.scope, prefix)]
         if not prefix.domain:
             for domain, place in self.routes.items():
                 found += [key async for key in place.backend.keys(place.scope, KeyPrefix(domain))]
@@ -324,7 +361,7 @@ class Store:
         """Move a damaged row to quarantine where that is possible; return what to tell."""
         reason = str(error)
         # A newer version's row is whole: it stays, for that version. A quarantine row is where it belongs.
-        if self._read_only or key.domain == "quarantine" or isinstance(error, NewerFormatError):
+        if self.read_only or key.domain == "quarantine" or isinstance(error, NewerFormatError):
             self.damaged[key] = reason
             return reason
         try:
@@ -337,7 +374,7 @@ class Store:
 
     async def _move(self, key: Key, record: Record | None, reason: str) -> None:
         place = self.place(key)
-        home = self._ledger if place is self._ledger else self.home
+        home = self.ledger if place is self.ledger else self.home
         for attempt in range(_OFTEN):
             number = record.version if record and place is home else (await home.backend.head(home.scope)).number
             kept = kept_rows(key, record, reason, number + attempt if record is None else number)
@@ -358,163 +395,9 @@ class Store:
             await place.backend.commit(place.scope, {key: None}, {key: record.version}, op=op)
 
 
-class _Sent(NamedTuple):
-    """A commit to one place, as it was sent."""
-
-    place: Place
-    payloads: Mapping[Key, bytes | None]
-    expect: Mapping[Key, int]
-    op: Op
-    changes: Mapping[Key, Row | None]
-
-    async def send(self) -> int:
-        backend, scope = self.place
-        return await backend.commit(scope, self.payloads, self.expect, op=self.op)
-
-    async def settle(self) -> int:
-        """Find out about a commit whose outcome is unknown; ConflictError if it was not applied."""
-        if self.expect:
-            return await self.send()
-        # Without a guard a late first copy and a second one could both land: only look.
-        last = (await self.place.backend.head(self.place.scope)).writers.get(self.op.writer)
-        if last is not None and last.n == self.op.n:
-            return last.number
-        raise ConflictError("the commit had not been applied when looked for: decide again")
+def _require_routable(domain: str) -> None:
+    if domain not in ("signal", "schedule", "risk", "partial"):
+        raise InvalidInputError(f"the domain {domain!r} cannot be routed: only signal, schedule, risk, partial")
 
 
-class Writer:
-    """A lane of commits, one after another. Two lanes may commit at the same time.
-
-    Made by :meth:`Store.writer`. A commit that was cancelled, or whose answer was lost, is settled before the lane
-    sends its next one.
-    """
-
-    __slots__ = ("_lock", "_n", "_sent", "_store", "name")
-
-    def __init__(self, store: Store, name: str) -> None:
-        self._store = store
-        self.name = f"{name}@{secrets.token_hex(4)}"
-        self._n = 0
-        self._sent: _Sent | Span | None = None
-        self._lock = asyncio.Lock()
-
-    async def commit(self, changes: Mapping[Key, Row | None], expect: Mapping[Key, int] | None = None) -> int:
-        """Apply all of ``changes`` if all of ``expect`` hold, and return the commit's number.
-
-        Args:
-            changes: Row to write under each key; None deletes it.
-            expect: Version that each named key must have now; 0 for absent.
-
-        Raises:
-            ConflictError: Some ``expect`` does not hold; nothing was changed.
-            UnavailableError: Nothing was changed; try again.
-            UnknownOutcomeError: It may have been applied: call :meth:`resend`.
-            InvalidInputError: A row cannot be stored, or the commit mixes the ledger with other domains.
-
-        Crash: Before the return, all of the changes or none; after it, all.
-        Cancellation: It may still be applied; the lane finds out before its next commit.
-        """
-        lock = self._lock
-        await lock.acquire()
-        try:
-            if self._sent is not None:
-                await self._settle()
-            store = self._store
-            if store._read_only:
-                raise InvalidInputError("the store was opened read-only: open it for writing to commit")
-            payloads = {key: None if row is None else encode(key, row) for key, row in changes.items()}
-            expect = {} if expect is None else dict(expect)
-            self._n = n = self._n + 1
-            if store.routes:
-                return await self._commit_routed(changes, payloads, expect)
-            place = store.home
-            for key in (*payloads, *expect):
-                if key[0] in _ASIDE:
-                    place = self._only_place(payloads, expect)
-                    break
-            self._sent = sent = _Sent(place, payloads, expect, Op(self.name, n), changes)
-            return await self._send(sent)
-        finally:
-            lock.release()
-
-    async def resend(self) -> int:
-        """Send the commit whose outcome is unknown once more and return its number.
-
-        Raises:
-            InvalidInputError: Every commit of this lane is settled.
-            ConflictError: It had not been applied and cannot be any more: read again, decide again.
-            UnknownOutcomeError: Still unknown: call again.
-        """
-        async with self._lock:
-            if self._sent is None:
-                raise InvalidInputError(f"the lane {self.name} has nothing to send again: its last commit is settled")
-            return await self._finish()
-
-    async def _send(self, sent: _Sent | Span) -> int:
-        try:
-            number = await sent.send()
-        except (ConflictError, InvalidInputError, UnavailableError):
-            self._sent = None  # nothing was written
-            raise
-        self._sent = None
-        store = self._store
-        if store.observers:
-            for observer in store.observers:
-                observer(store.scope if isinstance(sent, Span) else sent.place.scope, number, sent.changes)
-        return number
-
-    async def _finish(self) -> int:
-        sent = self._sent
-        assert sent is not None
-        try:
-            if isinstance(sent, Span):
-                async with self._store.turn:  # another lane may be finishing it
-                    number = await sent.settle()
-            else:
-                number = await sent.settle()
-        except ConflictError:
-            self._sent = None  # a repeated op is answered with its number, so this one never was applied
-            raise
-        self._sent = None
-        for observer in self._store.observers:
-            observer(self._store.scope if isinstance(sent, Span) else sent.place.scope, number, sent.changes)
-        return number
-
-    async def _settle(self) -> None:
-        try:
-            await self._finish()
-        except ConflictError:
-            pass  # not applied, and from now on it cannot be: the lane may go on
-
-    def _only_place(self, payloads: Iterable[Key], expect: Iterable[Key]) -> Place:
-        places = {self._store.place(key) for key in (*payloads, *expect)}
-        if len(places) > 1:
-            raise InvalidInputError("one commit cannot mix the ledger with other domains: make two commits")
-        return places.pop()
-
-    async def _commit_routed(
-        self, changes: Mapping[Key, Row | None], payloads: dict[Key, bytes | None], expect: dict[Key, int]
-    ) -> int:
-        store = self._store
-        async with store.turn:  # one at a time: nobody may commit between the parts of a span
-            touched = {*payloads, *expect}
-            for span in [other for other in store.unfinished if not touched.isdisjoint(other.touched)]:
-                try:
-                    await span.settle()
-                except HoldfastError as error:
-                    raise UnavailableError(f"an earlier commit of the same rows is unfinished: {error}") from error
-            places = {store.place(key) for key in touched} or {store.home}
-            if store._ledger in places:
-                self._only_place(payloads, expect)
-            sent: _Sent | Span
-            if len(places) == 1:
-                sent = _Sent(places.pop(), payloads, expect, Op(self.name, self._n), changes)
-            else:
-                sent = Span(store, self.name, self._n, changes, payloads, expect)
-                self._n += 1  # a span takes two ops: the intent and the end
-            self._sent = sent
-            return await self._send(sent)
-
-
-_ASIDE = frozenset(("ledger", "quarantine"))
-assert set(DOMAINS) >= _ASIDE
+__all__ = ["Loaded", "Observer", "Store", "Writer"]

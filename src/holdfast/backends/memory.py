@@ -10,10 +10,10 @@ from .state import State
 
 
 class MemoryBackend:
-    """Keeps rows in memory, for tests and dry runs. Close, then open again, keeps them; the end of the process does not.
+    """Keeps rows in memory, for tests and dry runs: they outlive ``close``, not the process.
 
     Every method runs without waiting, so each is atomic on its event loop.
-    """  # fmt: skip
+    """
 
     def __init__(self) -> None:
         self._state = State()

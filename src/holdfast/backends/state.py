@@ -20,21 +20,29 @@ _SCOPE = re.compile(r"[A-Za-z0-9._\-]{1,64}")
 _MAX_WRITER = 250
 
 
-def require_key(key: Key) -> None:
+def require_key(key: object) -> None:
     """Refuse a key that was not quoted: what passes can be a path component on any file system.
 
     Raises:
         InvalidInputError: Names the key and the remedy.
     """
     # The type first: a plain tuple of three would be stored, and then fail far away from here.
-    if not isinstance(key, Key) or not all(isinstance(part, str) and _PART.fullmatch(part) for part in key):
+    if not isinstance(key, Key) or not all(map(_is_part, key)):
         raise InvalidInputError(
             f"{key!r:.300} is not a storage key: its three parts must be 1 to 250 characters "
             "from A-Z a-z 0-9 . _ - % ~ = and not begin with a dot (quote names with holdfast.names.quote)"
         )
 
 
-def require_scope(scope: str) -> None:
+def _is_writer(name: object) -> bool:
+    return isinstance(name, str) and 0 < len(name) <= _MAX_WRITER and name.isprintable()
+
+
+def _is_part(part: object) -> bool:
+    return isinstance(part, str) and _PART.fullmatch(part) is not None
+
+
+def require_scope(scope: object) -> None:
     """Refuse a scope name that is not 1 to 64 characters from ``A-Z a-z 0-9 . _ -``."""
     if not isinstance(scope, str) or not _SCOPE.fullmatch(scope):
         raise InvalidInputError(f"{scope!r:.80} is not a scope: use 1 to 64 characters from A-Z a-z 0-9 . _ -")
@@ -122,7 +130,7 @@ class State:
         writer, n = op
         last = scope.writers.get(writer)
         if last is None:
-            if not isinstance(writer, str) or not 0 < len(writer) <= _MAX_WRITER or not writer.isprintable():
+            if not _is_writer(writer):
                 raise InvalidInputError(f"op.writer is {writer!r:.80}: use 1 to {_MAX_WRITER} printable characters")
         elif n == last.n:
             return Decision(last.number, repeated=True)
@@ -151,6 +159,10 @@ class State:
                 raise InvalidInputError(
                     f"{key} lies in the scope {other!r}, so {name!r} cannot hold it: a key has one scope"
                 )
+
+    def number(self, name: str) -> int:
+        """Return the number of the scope's last commit; 0 if it had none."""
+        return self.scopes.get(name, _NONE).number
 
     def head(self, name: str) -> Head:
         """Return where the scope stands."""

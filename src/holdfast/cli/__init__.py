@@ -1,0 +1,68 @@
+"""The command line: ``holdfast run``, ``show``, ``check`` and ``torture``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from ..errors import HoldfastError
+from .exits import OK, complain, exit_code
+from .loading import UserFileError
+
+_COMMANDS = {
+    "run": "run the strategies of a Python file, live",
+    "show": "what is stored: contexts, positions, risk slots, events, trades",
+    "check": "verify every stored row and every rule; exit code 1 when one is broken",
+    "torture": "kill a run again and again, and compare with one that was never killed",
+}
+_EPILOG = (
+    "Exit codes: 0 all is well; 1 a loss or a broken rule was found; 2 the command, your file or a setting has to be "
+    "mended; 3 the store or the market cannot be used now, or another process holds the store; 4 another owner has "
+    "taken over, or what is stored cannot be trusted."
+)
+
+
+def _parser(wanted: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="holdfast", description="Keeps a live trading bot's state through anything.", epilog=_EPILOG
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, text in _COMMANDS.items():
+        if name == wanted:  # only what was asked for is imported: ``show`` starts at once
+            importlib.import_module(f".{name}", __name__).add_parser(commands)
+        else:
+            commands.add_parser(name, help=text)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: The arguments; None takes those of the process.
+    """
+    given = sys.argv[1:] if argv is None else list(argv)
+    try:
+        options = _parser(given[0] if given else "").parse_args(given)
+    except SystemExit as end:  # argparse has said why
+        return end.code if isinstance(end.code, int) else OK
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        code = command(options)
+        sys.stdout.flush()
+        return code
+    except UserFileError as error:
+        print(error, file=sys.stderr)
+        return exit_code(error)
+    except HoldfastError as error:
+        complain(error)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output is gone (``| head``): nothing is left to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK

@@ -1,0 +1,414 @@
+"""The file backend's writer thread, and the two states between which it stands.
+
+*Newest* has every commit that was accepted; commits are decided against it, in order. *Durable* has those whose
+frame is on the disk; reads see nothing else. The thread takes everything that is queued, writes it as one frame,
+syncs, applies it to durable, and wakes those who wait.
+
+Invariants:
+
+* Commits are numbered, queued, written and applied in one order.
+* What a commit is told (its number, a conflict, a repeated op) rests on durable commits only.
+* After a failure nothing is written until newest is again what the disk has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import queue
+import threading
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+
+from ..contract import Guarantees, Head, How, Key, KeyPrefix, Op, Record
+from ..errors import (
+    ConflictError,
+    CorruptedError,
+    FailedError,
+    FencedError,
+    HoldfastError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
+from . import log
+from .directory import Directory, explain
+from .disk import Disk
+from .journal import Journal, Opened
+from .state import Scope, State
+from .views import Views
+
+_MAX_GROUP_BYTES = 32 * 1024 * 1024
+_ROW_BYTES = 160
+"""What a snapshot's line takes for one row, about."""
+_logger = logging.getLogger("holdfast")
+
+
+class _Waiting:
+    """One call of ``commit`` that waits for a flush."""
+
+    __slots__ = ("changes", "entry", "future", "loop", "number", "op", "outcome", "scope")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, scope: str, number: int, op: Op) -> None:
+        self.loop = loop
+        self.future: asyncio.Future[int] = loop.create_future()
+        self.scope = scope
+        self.number = number
+        self.op = op
+        self.entry = b""
+        """Its bytes in the frame; none for a call that only waits for the commits before it."""
+        self.changes: dict[Key, Record | None] = {}
+        self.outcome: HoldfastError | None = None
+        """What it raises once the commits before it are durable."""
+
+
+class Committer:
+    """One opening of one directory.
+
+    Args:
+        path: The directory's absolute path.
+        disk: The file-system calls.
+        view_delay_seconds: How long a view may wait for further changes.
+        checkpoint_bytes: The log is replaced when it is larger than this and than twice its rows.
+        flat_domain: The domain whose entities lie directly under the directory.
+        read_only: Take no lock and change nothing.
+        rewrite: The last opening saw a sync fail: put everything into a fresh log first.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        disk: Disk,
+        *,
+        view_delay_seconds: float,
+        checkpoint_bytes: int,
+        flat_domain: str,
+        read_only: bool,
+        rewrite: bool,
+    ) -> None:
+        self.name = f"file:{path}"
+        self.opened: Future[Guarantees] = Future()
+        self.closed: Future[None] = Future()
+        self.stopping = False
+        self._directory = Directory(path, disk)
+        self._journal = Journal(self._directory)
+        self._views: Views | None = None
+        self._view_delay_seconds = view_delay_seconds
+        self._checkpoint_bytes = self._checkpoint_at = checkpoint_bytes
+        self._flat_domain = flat_domain
+        self._read_only = read_only
+        self._rewrite = rewrite
+        self._lock = threading.Lock()
+        """Guards the members below; held for microseconds, never during input or output."""
+        self._newest = State()
+        self._durable = State()
+        self._readable = False
+        self._refusal: str | None = f"{self.name} is not open: open it first"
+        """Why commits are refused, if they are."""
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="holdfast-writer", daemon=True)
+
+    @property
+    def suspect(self) -> bool:
+        """Whether a sync of the log failed, so that the next opening must rewrite it."""
+        return self._journal.suspect
+
+    def start(self) -> None:
+        """Begin to open; ``opened`` tells how it went."""
+        self._thread.start()
+        _live.add(self)
+
+    def stop(self) -> None:
+        """Begin to close; ``closed`` tells when it is done. Repeatable."""
+        with self._lock:
+            self.stopping = True
+            self._readable = False
+            self._refusal = f"{self.name} is not open: open it first"
+            self._queue.put(None)
+
+    def join(self) -> None:
+        """Wait for the thread, once ``closed`` is done: a matter of microseconds."""
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    # What the event loop calls: none of it waits for the disk
+
+    def submit(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        scope: str,
+        changes: Mapping[Key, bytes | None],
+        expect: Mapping[Key, int],
+        op: Op,
+    ) -> asyncio.Future[int] | int:
+        """Decide a commit and queue it; return its number, or what to await for it."""
+        with self._lock:
+            if self._refusal is not None:
+                raise FailedError(self._refusal, backend=self.name)
+            outcome: HoldfastError | None = None
+            number, repeated = 0, True
+            try:
+                number, repeated = self._newest.decide(scope, changes, expect, op)
+            except ConflictError as error:
+                outcome = error
+            if repeated and self._newest.number(scope) == self._durable.number(scope):
+                if outcome is not None:
+                    raise outcome
+                return number
+            waiting = _Waiting(loop, scope, number, Op(*op))
+            waiting.outcome = outcome
+            if not repeated:
+                op = waiting.op
+                waiting.entry = log.commit_entry(scope, number, op, changes)
+                waiting.changes = {
+                    key: None if payload is None else Record(payload, number, op) for key, payload in changes.items()
+                }
+                self._newest.scope(scope).apply(number, op, waiting.changes)
+            self._queue.put(waiting)
+            return waiting.future
+
+    def read(self, scope: str, keys: Sequence[Key]) -> dict[Key, Record]:
+        """Return the durable records of ``keys`` as of one moment."""
+        with self._lock:
+            self._require_readable()
+            found = self._durable.scopes.get(scope)
+            if found is None:
+                return {}
+            rows = found.rows
+            if found.damaged:
+                for key in keys:
+                    if key in found.damaged:
+                        why = f"{key}: its stored bytes are damaged; a copy is in the quarantine"
+                        raise CorruptedError(why, key=key, backend=self.name)
+            return {key: rows[key] for key in keys if key in rows}
+
+    def head(self, scope: str) -> Head:
+        """Return the scope's durable commit number and its writers' last ops."""
+        with self._lock:
+            self._require_readable()
+            return self._durable.head(scope)
+
+    def keys(self, scope: str, prefix: KeyPrefix) -> list[Key]:
+        """Return the durable keys under ``prefix`` in byte order."""
+        with self._lock:
+            self._require_readable()
+            return self._durable.keys(scope, prefix)
+
+    def scopes(self) -> list[str]:
+        """Return the names of the scopes that have had a durable commit, in byte order."""
+        with self._lock:
+            self._require_readable()
+            return self._durable.names()
+
+    def _require_readable(self) -> None:
+        if not self._readable:
+            raise FailedError(f"{self.name} is not open: open it first", backend=self.name)
+
+    # The writer thread
+
+    def _run(self) -> None:
+        try:
+            found = self._journal.open(read_only=self._read_only, rewrite=self._rewrite)
+        except BaseException as error:
+            self.closed.set_result(None)
+            self.opened.set_exception(error)
+            return
+        self._begin(found)
+        self.opened.set_result(self._guarantees(found))
+        try:
+            self._serve()
+        finally:
+            if self._views is not None:
+                self._views.stop()
+            if self._read_only:
+                self._journal.release()
+            else:
+                self._journal.close()
+            self.closed.set_result(None)
+
+    def _begin(self, found: Opened) -> None:
+        if self._read_only:
+            refusal = f"{self.name} was opened read-only: nothing was written; close it and open it for writing"
+        else:
+            refusal = None
+            self._views = Views(
+                self._directory,
+                flat_domain=self._flat_domain,
+                delay_seconds=self._view_delay_seconds,
+                scopes=self._durable_scopes,
+                shown=found.views,
+                gone=found.gone,
+            )
+            self._views.start({name: found.state.number(name) for name in found.state.names()})
+        with self._lock:
+            self._durable, self._newest = found.state, found.state.copy()
+            if self._queue.empty():  # else it is to be closed at once
+                self._readable, self._refusal = True, refusal
+
+    def _durable_scopes(self) -> dict[str, Scope]:
+        with self._lock:
+            return self._durable.copy().scopes
+
+    def _guarantees(self, found: Opened) -> Guarantees:
+        for warning in found.warnings:
+            _logger.warning(warning)
+        return Guarantees(
+            backend=self.name,
+            survives=found.survives,
+            survives_how=found.how,
+            atomic=True,
+            atomic_how=How.ATTESTED,
+            fenced=True,
+            fenced_how=How.ATTESTED,
+            shared=False,
+            warnings=found.warnings,
+        )
+
+    def _serve(self) -> None:
+        """Flush group after group until told to close."""
+        while (first := self._queue.get()) is not None:
+            group, size, last = [first], len(first.entry), False
+            while size < _MAX_GROUP_BYTES and not last:
+                try:
+                    more = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if more is None:
+                    last = True
+                else:
+                    group.append(more)
+                    size += len(more.entry)
+            try:
+                self._flush(group)
+            except HoldfastError as error:
+                self._fail(group, error)
+            except Exception as error:  # a defect, or no memory: nobody may wait for ever
+                self._journal.broken = self._journal.suspect = True
+                self._fail(group, UnknownOutcomeError(f"{self.name}: {error!r}: close it and open it again"))
+            if last:
+                return
+            if self._journal.length > self._checkpoint_at and not self._journal.broken:
+                self._checkpoint()
+
+    def _flush(self, group: list[_Waiting]) -> None:
+        body = b"".join([waiting.entry for waiting in group])
+        if body:
+            self._journal.append(body)
+            with self._lock:
+                for waiting in group:
+                    if waiting.entry:
+                        self._durable.scope(waiting.scope).apply(waiting.number, waiting.op, waiting.changes)
+        _wake(group)
+        views = self._views
+        if body and views is not None:
+            for waiting in group:
+                if waiting.entry:
+                    views.changed(waiting.scope, waiting.number, waiting.changes)
+
+    def _fail(self, group: list[_Waiting], error: HoldfastError) -> None:
+        """Tell everybody who waits; carry on from what is durable, unless the journal is broken."""
+        if isinstance(error, FencedError) and self._views is not None:
+            self._views.abandon()
+        with self._lock:
+            behind = self._take_queue()
+            if self._journal.broken:
+                self._refusal = f"{self.name}: an earlier commit failed: {error}"
+            else:
+                self._newest = self._durable.copy()
+        unknown = isinstance(error, UnknownOutcomeError)
+        for waiting in group:
+            if unknown and waiting.outcome is not None:
+                waiting.outcome = self._nothing_written(error)
+            else:
+                waiting.outcome = _again(error)
+        for waiting in behind:
+            # A repeated op has no entry of its own: what it repeats may be in the frame that failed.
+            lost = unknown and (waiting.entry or waiting.outcome is not None)
+            waiting.outcome = self._nothing_written(error) if lost else _again(error)
+        _wake(group + behind)
+
+    def _nothing_written(self, error: HoldfastError) -> UnavailableError:
+        told = UnavailableError(f"nothing was written, because the commit before failed: {error}", backend=self.name)
+        told.__cause__ = error
+        return told
+
+    def _take_queue(self) -> list[_Waiting]:
+        behind: list[_Waiting] = []
+        closing = False
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting = self._queue.get_nowait()
+                if waiting is None:
+                    closing = True
+                else:
+                    behind.append(waiting)
+        if closing:
+            self._queue.put(None)
+        return behind
+
+    def _checkpoint(self) -> None:
+        """Replace the log by a snapshot, if that makes it much shorter. Commits wait meanwhile."""
+        live = sum(len(r.payload) + _ROW_BYTES for scope in self._durable.scopes.values() for r in scope.rows.values())
+        if self._journal.length <= 2 * live:
+            self._checkpoint_at = max(self._checkpoint_bytes, 2 * live)
+            return
+        try:
+            views = self._views
+            self._journal.checkpoint(self._durable, views.gone() if views is not None else ())
+            if views is not None:
+                views.forget_gone()
+            self._checkpoint_at = max(self._checkpoint_bytes, 2 * self._journal.length)
+        except OSError as error:
+            why = explain(error, f"cannot replace the log of {self.name} by a shorter one")
+            _logger.warning(why)
+            self._checkpoint_at = self._journal.length + max(self._checkpoint_bytes // 4, 1)
+            if self._journal.broken:
+                self._fail([], UnavailableError(f"nothing was written: {why}", backend=self.name))
+
+    def forget(self) -> None:
+        """Let go of everything in a forked child: the store stays with the parent process."""
+        self._refusal = f"{self.name} was opened by the parent process: open it in this one"
+        self._readable = False
+        self._journal.release()
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+
+def _wake(group: Iterable[_Waiting]) -> None:
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Waiting]] = {}
+    for waiting in group:
+        by_loop.setdefault(waiting.loop, []).append(waiting)
+    for loop, theirs in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_settle, theirs)
+
+
+def _settle(group: list[_Waiting]) -> None:
+    for waiting in group:
+        future = waiting.future
+        if future.done():  # cancelled meanwhile
+            continue
+        if waiting.outcome is None:
+            future.set_result(waiting.number)
+        else:
+            future.set_exception(waiting.outcome)
+
+
+def _again(error: HoldfastError) -> HoldfastError:
+    """Return a copy, so that each waiting task raises an error of its own."""
+    copy = type(error)(str(error), backend=error.backend)
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+_live: weakref.WeakSet[Committer] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for committer in list(_live):
+        committer.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

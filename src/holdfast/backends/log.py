@@ -1,0 +1,328 @@
+"""The format of ``commit.log``: bytes in, values out, no input or output. ``docs/format.md`` shows it byte by byte.
+
+A log is a row of *frames*. One frame is written per group of commits, and the next one only after the last was
+made durable, so only the very last frame can be torn; a bad frame with a frame behind it is damage. A frame's
+body is a row of *entries*: one line of JSON with its own checksum, then the payloads that it names, verbatim.
+
+Invariants:
+
+* Frame numbers and each scope's commit numbers grow by one, so a lost, stale or repeated frame is seen.
+* The first frame is a snapshot that was made durable before the log got its name: it is never torn.
+* Damage inside a payload is pinned to its key; damage anywhere else refuses the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
+from zlib import crc32
+
+import msgspec
+
+from ..contract import Key, Op, Record, WriterOp
+from .state import Scope, State
+
+HEADER_BYTES = 48
+_MAGIC = b"HF1 "
+_UNREADABLE = -1
+"""Stands for a payload's checksum in a snapshot where the payload was damaged before the snapshot was made."""
+
+
+class NotOurs(Exception):
+    """The bytes are no log of this format (foreign, empty or newer): leave them as they are. Says why."""
+
+
+class Damaged(Exception):
+    """The bytes are a damaged log: keep a copy, and do not go on. Says where."""
+
+
+class WrittenRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A row that a commit wrote: its payload follows the line."""
+
+    key: Key
+    length: int
+    crc: int
+
+
+class CommitLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One commit."""
+
+    scope: str
+    number: int
+    op: Op
+    delete: tuple[Key, ...] = ()
+    write: tuple[WrittenRow, ...] = ()
+
+
+class KeptRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A live row of a snapshot: its payload follows the line."""
+
+    key: Key
+    version: int
+    op: Op
+    length: int
+    crc: int
+
+
+class SnapshotLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One scope as it stood."""
+
+    scope: str
+    number: int
+    writers: tuple[tuple[str, int, int], ...] = ()
+    """Each writer's last op and its commit's number, the one that wrote longest ago first."""
+    rows: tuple[KeptRow, ...] = ()
+
+
+class GoneLine(msgspec.Struct, frozen=True):
+    """Keys that were deleted before the snapshot, whose views may still be there."""
+
+    keys: tuple[Key, ...]
+
+
+class SealLine(msgspec.Struct, frozen=True):
+    """Nothing changed; tells that everything before was durable."""
+
+    at: str
+    """``close`` or ``open``."""
+
+
+class WitnessLine(msgspec.Struct, frozen=True):
+    """What was durable (``heads``) and shown by the views (``views``) some time ago: commit numbers by scope."""
+
+    heads: dict[str, int]
+    views: dict[str, int]
+
+
+_Line = TypeVar("_Line", CommitLine, SnapshotLine, GoneLine, SealLine, WitnessLine)
+_ENCODER = msgspec.json.Encoder()
+_COMMIT = msgspec.json.Decoder(CommitLine)
+_SNAPSHOT = msgspec.json.Decoder(SnapshotLine)
+_GONE = msgspec.json.Decoder(GoneLine)
+_SEAL = msgspec.json.Decoder(SealLine)
+_WITNESS = msgspec.json.Decoder(WitnessLine)
+
+
+def _entry(tag: bytes, line: _Line) -> bytes:
+    text = _ENCODER.encode(line)
+    return b"%b %08x %b\n" % (tag, crc32(text, crc32(tag)), text)
+
+
+def commit_entry(scope: str, number: int, op: Op, changes: Mapping[Key, bytes | None]) -> bytes:
+    """Return the bytes of one commit."""
+    written: list[tuple[Key, int, int]] = []
+    deleted: list[Key] = []
+    parts: list[bytes] = [b""]
+    for key, payload in changes.items():
+        if payload is None:
+            deleted.append(key)
+        else:
+            written.append((key, len(payload), crc32(payload)))
+            parts += (payload, b"\n")
+    # msgspec checks no types when a Struct is made: plain lists and tuples encode as the declared ones, quicker.
+    line: Any = (scope, number, op, deleted, written)
+    parts[0] = _entry(b"c", CommitLine(*line))
+    return b"".join(parts)
+
+
+def snapshot_body(state: State, gone: Iterable[Key] = ()) -> bytes:
+    """Return a frame body that holds every live row, head and writer, and the deleted keys that may have a view."""
+    parts: list[bytes] = [_entry(b"g", GoneLine(tuple(gone)))]
+    for name in state.names():
+        scope = state.scopes[name]
+        damaged = scope.damaged
+        rows: Any = [
+            (key, version, op, len(payload), _UNREADABLE if key in damaged else crc32(payload))
+            for key, (payload, version, op) in scope.rows.items()
+        ]
+        writers: Any = [(writer, n, number) for writer, (n, number) in scope.writers.items()]
+        parts.append(_entry(b"s", SnapshotLine(name, scope.number, writers, rows)))
+        for record in scope.rows.values():
+            parts += (record.payload, b"\n")
+    return b"".join(parts)
+
+
+def seal_body(at: str) -> bytes:
+    """Return a frame body that changes nothing: with it behind them, older frames can no longer pass for torn."""
+    return _entry(b"e", SealLine(at))
+
+
+def frame(number: int, body: bytes) -> bytes:
+    """Return frame ``number``: its header and its body."""
+    start = b"%b%08x %08x %016x " % (_MAGIC, len(body), crc32(body), number)
+    return b"%b%08x\n%b" % (start, crc32(start), body)
+
+
+def witness_text(heads: Mapping[str, int], views: Mapping[str, int]) -> bytes:
+    """Return the text of the witness file."""
+    return _entry(b"w", WitnessLine(dict(heads), dict(views)))
+
+
+def read_witness(text: bytes) -> WitnessLine | None:
+    """Return what a witness file says, or None if it is damaged."""
+    line = text[11:-1]
+    if text[:2] != b"w " or text[-1:] != b"\n" or text[2:11] != b"%08x " % crc32(line, crc32(b"w")):
+        return None
+    try:
+        return _WITNESS.decode(line)
+    except msgspec.DecodeError:
+        return None
+
+
+class _Header(NamedTuple):
+    length: int
+    crc: int
+    number: int
+
+
+def _read_header(data: bytes, at: int) -> _Header | None:
+    head = data[at : at + HEADER_BYTES]
+    if len(head) < HEADER_BYTES or head[:4] != _MAGIC or head[47:] != b"\n":
+        return None
+    if head[39:47] != b"%08x" % crc32(head[:39]):
+        return None
+    return _Header(int(head[4:12], 16), int(head[13:21], 16), int(head[22:38], 16))
+
+
+def _frame_behind(data: bytes, at: int, number: int) -> bool:
+    """Tell whether a frame with a number of at least ``number`` begins anywhere at or behind ``at``."""
+    while (at := data.find(_MAGIC, at)) >= 0:
+        head = _read_header(data, at)
+        if head is not None and head.number >= number:
+            return True
+        at += 1
+    return False
+
+
+class Replay:
+    """What a log holds, built while it is read."""
+
+    def __init__(self) -> None:
+        self.state = State()
+        self.gone: set[Key] = set()
+        """Keys that a commit deleted: a view of theirs is a leftover."""
+        self.length = 0
+        """How many bytes are whole frames; what lies behind is a torn tail."""
+        self.number = 0
+        """Number of the last whole frame."""
+        self.sealed = True
+        """The last whole frame changed nothing (or is the first): nothing durable hangs on its bytes alone."""
+        self.flawed_frames = 0
+        """How many frames do not match their checksum although every row in them may."""
+
+    def _commit(self, line: CommitLine, payloads: list[bytes], damaged: list[Key]) -> None:
+        scope = self.state.scope(line.scope)
+        if line.number != scope.number + 1:
+            raise Damaged(f"commit {line.number} of scope {line.scope} follows {scope.number}")
+        op, number = line.op, line.number
+        changes: dict[Key, Record | None] = dict.fromkeys(line.delete)
+        for row, payload in zip(line.write, payloads, strict=True):
+            changes[row.key] = Record(payload, number, op)
+        scope.apply(number, op, changes)
+        scope.damaged.update(damaged)
+        if line.delete:
+            self.gone.update(line.delete)
+        if self.gone:
+            self.gone.difference_update(row.key for row in line.write)
+
+    def _snapshot(self, line: SnapshotLine, payloads: list[bytes], damaged: list[Key]) -> None:
+        if line.scope in self.state.scopes:
+            raise Damaged(f"a second snapshot of scope {line.scope}")
+        scope = self.state.scopes[line.scope] = Scope()
+        scope.number = line.number
+        scope.writers = {writer: WriterOp(n, number) for writer, n, number in line.writers}
+        rows = line.rows
+        records = map(Record, payloads, [row.version for row in rows], [row.op for row in rows])
+        scope.rows = dict(zip([row.key for row in rows], records, strict=True))
+        scope.damaged = {*damaged, *(row.key for row in rows if row.crc == _UNREADABLE)}
+
+    def body(self, data: bytes, at: int, end: int, *, trusted: bool) -> None:
+        """Apply one frame's body; ``trusted`` when its checksum holds, so that no other needs to be looked at."""
+        self.sealed = True
+        while at < end:
+            stop = data.find(b"\n", at, end)
+            tag, text = data[at : at + 2], data[at + 11 : stop]
+            if stop < 0 or not (trusted or data[at + 1 : at + 11] == b" %08x " % crc32(text, crc32(tag[:1]))):
+                raise Damaged(f"the entry at byte {at} does not match its checksum")
+            at = stop + 1
+            try:
+                if tag == b"c ":
+                    commit = _COMMIT.decode(text)
+                    at, payloads, damaged = _payloads(data, at, end, commit.write, trusted=trusted)
+                    self._commit(commit, payloads, damaged)
+                    self.sealed = False
+                elif tag == b"s ":
+                    snapshot = _SNAPSHOT.decode(text)
+                    at, payloads, damaged = _payloads(data, at, end, snapshot.rows, trusted=trusted)
+                    self._snapshot(snapshot, payloads, damaged)
+                elif tag == b"g ":
+                    self.gone.update(_GONE.decode(text).keys)
+                elif tag == b"e ":
+                    _SEAL.decode(text)
+                else:
+                    raise NotOurs(f"it holds an entry {tag!r} that this version does not know: upgrade holdfast")
+            except msgspec.DecodeError as error:
+                raise Damaged(f"the entry before byte {at} cannot be read: {error}") from error
+
+
+def _payloads(
+    data: bytes, at: int, end: int, rows: tuple[WrittenRow, ...] | tuple[KeptRow, ...], *, trusted: bool
+) -> tuple[int, list[bytes], list[Key]]:
+    payloads: list[bytes] = []
+    damaged: list[Key] = []
+    for row in rows:
+        stop = at + row.length
+        payloads.append(data[at:stop])
+        if not trusted and crc32(payloads[-1]) != row.crc:
+            damaged.append(row.key)
+        at = stop + 1
+    if at > end:
+        raise Damaged(f"the payloads before byte {at} reach over the end of their frame")
+    return at, payloads, damaged
+
+
+def _require_log(data: bytes) -> None:
+    if not data:
+        raise NotOurs("it is empty, and Holdfast never leaves it so")
+    if data[:4] == _MAGIC or _frame_behind(data, 0, 0):
+        return
+    if data[:2] == b"HF" and data[2:3].isdigit():
+        raise NotOurs("it was written by a newer version: upgrade holdfast")
+    raise NotOurs("it is not a Holdfast log")
+
+
+def replay(data: bytes) -> Replay:
+    """Read a log.
+
+    Raises:
+        NotOurs: It is foreign, empty or of a newer format.
+        Damaged: A frame that is not the last one cannot be read, or numbers are out of order.
+    """
+    _require_log(data)
+    found = Replay()
+    at, size = 0, len(data)
+    whole = memoryview(data)
+    while at < size:
+        head = _read_header(data, at)
+        if head is None:
+            break
+        if at and head.number != found.number + 1:
+            raise Damaged(f"frame {head.number} at byte {at} follows frame {found.number}")
+        start = at + HEADER_BYTES
+        end = start + head.length
+        if end > size:
+            break
+        trusted = crc32(whole[start:end]) == head.crc
+        if not trusted:
+            if at and not _frame_behind(data, end, head.number + 1):
+                break
+            found.flawed_frames += 1
+        found.body(data, start, end, trusted=trusted)
+        found.number, found.length = head.number, end
+        at = end
+    if at == 0:
+        raise Damaged("its first frame cannot be read")
+    # The frame that may be torn would have the next number: any later one was written after that one was durable.
+    if _frame_behind(data, at, found.number + 2):
+        raise Damaged(f"the frame at byte {at} cannot be read, and there are good ones behind it")
+    return found

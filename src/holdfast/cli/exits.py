@@ -1,0 +1,31 @@
+"""Exit codes, the same for every command, and how an error is told to a person."""
+
+from __future__ import annotations
+
+import sys
+
+from ..errors import CorruptedError, FencedError, HoldfastError, InvalidInputError, NotFoundError, UnsafeSettingError
+
+OK = 0
+LOSS = 1
+"""A loss, or a broken rule, was found."""
+USAGE = 2
+"""The command, the user's file or a setting has to be mended."""
+UNAVAILABLE = 3
+"""The store or the market cannot be used now, or another process holds the store."""
+STOPPED = 4
+"""Another owner has taken over, or what is stored cannot be trusted."""
+
+
+def exit_code(error: HoldfastError) -> int:
+    """Return the exit code for an error that ended a command."""
+    if isinstance(error, FencedError | CorruptedError):
+        return STOPPED
+    if isinstance(error, InvalidInputError | UnsafeSettingError | NotFoundError):
+        return USAGE
+    return UNAVAILABLE
+
+
+def complain(message: object) -> None:
+    """Write one message to standard error."""
+    print(f"holdfast: {message}", file=sys.stderr, flush=True)

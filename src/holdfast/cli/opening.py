@@ -1,0 +1,33 @@
+"""Opening the store that a command names."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from ..contract import Survives
+from ..errors import InvalidInputError
+from ..store import Store
+from ..urls import open_backend
+
+DEFAULT_STORE = "./dump/data"
+
+
+@asynccontextmanager
+async def reading(where: str | None) -> AsyncIterator[Store]:
+    """Open a store read-only: no lock is taken and nothing is changed, so it works beside a running bot.
+
+    Raises:
+        InvalidInputError: There is no store there.
+    """
+    where = where or DEFAULT_STORE
+    path = where.removeprefix("file:")
+    if (where != path or ":" not in where) and not (Path(path) / ".holdfast").is_dir():
+        raise InvalidInputError(f"there is no store at {path}: name the folder that the bot writes to")
+    store = Store(open_backend(where), require=Survives.NOTHING)
+    await store.open(read_only=True)
+    try:
+        yield store
+    finally:
+        await store.close()

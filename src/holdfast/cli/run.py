@@ -1,0 +1,225 @@
+"""``holdfast run``: every strategy of a user's file on its symbols, live, in one event loop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
+
+import msgspec
+
+from ..adapters import current_routes, default_store, use_store
+from ..contract import Backend, Key, Survives
+from ..errors import HoldfastError, InvalidInputError
+from ..listeners import Failure, Tick, default_listeners
+from ..live import Live
+from ..market.process import MarketProcess
+from ..market.replay import ReplayMarket
+from ..names import Context
+from ..registry import default_registry
+from ..rows import Event, Row
+from ..shared import close_stores
+from ..store import Store
+from ..urls import open_backend
+from .exits import OK, exit_code
+from .loading import load_bot
+from .plan import DEFAULT_SPEED, Plan, make_plan
+from .screen import Board, LiveScreen, PlainScreen, describe
+from .tables import fancy
+
+_REDRAW_SECONDS = 0.25
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "run",
+        help="run the strategies of a Python file, live",
+        description="Run every strategy that BOT.py adds, on its symbols, until the market ends or Ctrl-C. "
+        "Open positions stay in the store, and the next run goes on with them. A second Ctrl-C ends at once.",
+    )
+    parser.add_argument("bot", metavar="BOT.py", help="a Python file that adds strategies")
+    parser.add_argument("--symbols", default="", metavar="A,B", help="run on these (default: each strategy's own)")
+    parser.add_argument("--strategy", action="append", default=[], metavar="NAME", help="run only this one; repeatable")
+    parser.add_argument("--exchange", metavar="NAME", help="which exchange, where the file adds several")
+    parser.add_argument("--store", metavar="PATH|URL", help="where state is kept (default: ./dump/data)")
+    parser.add_argument(
+        "--market",
+        metavar="MARKET",
+        help="a paper market instead of the file's exchange: synthetic:SEED, candle FILE[,FILE…], or tcp://host:port",
+    )
+    parser.add_argument(
+        "--speed", metavar="N|wait", help=f"N times real time, or wait for the bot (default: {DEFAULT_SPEED})"
+    )
+    parser.add_argument("--minutes", type=int, metavar="N", help="end after so many minutes of the market")
+    parser.add_argument(
+        "--until-end", action="store_true", help="run until the market ends (with --market it always does)"
+    )
+    parser.add_argument("--plain", action="store_true", help="one line for each event, no table")
+    parser.add_argument("--json", action="store_true", help="one JSON object for each event, and a summary")
+    # For the proof kit, which watches and kills this process from outside.
+    parser.add_argument("--witness-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--kill-at", type=int, help=argparse.SUPPRESS)
+    parser.set_defaults(command=_run_command)
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    if options.minutes is not None and options.minutes < 1:
+        raise InvalidInputError(f"--minutes is {options.minutes}: at least 1 is needed")
+    load_bot(options.bot)
+    plan = make_plan(
+        default_registry,
+        symbols=[symbol for symbol in options.symbols.split(",") if symbol],
+        strategies=options.strategy,
+        exchange=options.exchange,
+        market=options.market,
+        speed=options.speed,
+        minutes=options.minutes,
+    )
+    with ExitStack() as stack:
+        market: ReplayMarket | None = None
+        if plan.server:
+            market = ReplayMarket(stack.enter_context(MarketProcess(plan.server)).address)
+        elif plan.address:
+            market = ReplayMarket(plan.address)
+        if market is not None:
+            default_registry.remove_exchange(plan.exchange_name)
+            default_registry.add_exchange(market, exchange_name=plan.exchange_name)
+        return asyncio.run(_Run(options, plan, market).until_end())
+
+
+class _Run:
+    """One run, from the opened store to the last event."""
+
+    def __init__(self, options: argparse.Namespace, plan: Plan, market: ReplayMarket | None) -> None:
+        self._options, self._plan, self._market = options, plan, market
+        self._code = OK
+        self._interrupted = asyncio.Event()
+
+    async def until_end(self) -> int:
+        """Run until the market ends or somebody interrupts, and return the exit code."""
+        try:
+            async with self._open_store() as store:
+                self._catch_signals()
+                title = f"{len(self._plan.contexts)} contexts, {self._plan.market}, store {store.guarantees.backend}"
+                board = Board(self._plan.contexts, f"{title}, a commit survives {store.guarantees.survives.name}")
+                store.observers.append(board.committed)
+                table = fancy(plain=self._options.plain or self._options.json)
+                screen = LiveScreen(board) if table else PlainScreen(board, json=self._options.json)
+                try:
+                    await self._follow(store, board, screen)
+                finally:
+                    screen.close()
+        finally:
+            if self._market is not None:
+                await self._market.close()
+        return self._code
+
+    async def _follow(self, store: Store, board: Board, screen: LiveScreen | PlainScreen) -> None:
+        def told(news: Event | Tick) -> None:
+            board.take(news)
+            if isinstance(news, Event):
+                screen.show(news)
+
+        def failed(failure: Failure) -> None:
+            screen.fail(describe(failure))
+
+        unsubscribe = [
+            default_listeners.listen("signal_live", told),
+            default_listeners.listen("error", failed),
+            default_listeners.listen("validation", failed),
+        ]
+        # All are set up before the first one runs: contexts that share a risk profile take turns by name.
+        runs = [
+            (context, Live.run(context.symbol, strategy_name=context.strategy_name,
+                               exchange_name=context.exchange_name, store=store))
+            for context in self._plan.contexts
+        ]  # fmt: skip
+        tasks = [asyncio.create_task(self._one(context, events, board, screen)) for context, events in runs]
+        stop = asyncio.create_task(self._interrupted.wait())
+        loop = asyncio.get_running_loop()
+        limited = self._options.minutes is not None and self._options.market is None
+        ends_at = loop.time() + self._options.minutes * 60 if limited else None
+        try:
+            while not stop.done() and not all(task.done() for task in tasks):
+                waiting = [stop, *(task for task in tasks if not task.done())]
+                await asyncio.wait(waiting, timeout=_REDRAW_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                screen.redraw()
+                if ends_at is not None and loop.time() >= ends_at:
+                    break
+        finally:
+            for task in (stop, *tasks):
+                task.cancel()
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            for end in unsubscribe:
+                end()
+        for outcome in ends:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
+                raise outcome
+
+    async def _one(
+        self, context: Context, events: AsyncIterator[Event], board: Board, screen: LiveScreen | PlainScreen
+    ) -> None:
+        line = board.lines[context]
+        try:
+            async for _ in events:
+                pass
+            line.ended = "ended"
+        except HoldfastError as error:
+            # The other contexts go on: one that was taken over must not stop the rest.
+            line.ended = type(error).__name__
+            self._code = max(self._code, exit_code(error))
+            screen.fail(f"{context}: {error}")
+
+    def _catch_signals(self) -> None:
+        def interrupt() -> None:
+            if self._interrupted.is_set():
+                os._exit(130)  # asked twice: at once, and the store is built for that
+            self._interrupted.set()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupt)
+
+    @asynccontextmanager
+    async def _open_store(self) -> AsyncIterator[Store]:
+        where = self._options.store
+        if where is None and self._options.kill_at is None:
+            try:
+                yield self._watched(await default_store())
+            finally:
+                await close_stores()
+            return
+        require = Survives.NOTHING if where == "memory:" else Survives.PROCESS
+        store = Store(self._backend(where or "./dump/data"), routes=current_routes(), require=require)
+        await store.open()
+        use_store(store)  # what the user's file reads and writes through the adapters lies there too
+        try:
+            yield self._watched(store)
+        finally:
+            use_store(None)
+            await store.close()
+
+    def _backend(self, where: str) -> Backend:
+        if self._options.kill_at is None:
+            return open_backend(where)
+        from ..backends.disk import OsDisk
+        from ..backends.file import FileBackend
+        from ..testing.killer import KillerDisk
+
+        return FileBackend(where, disk=KillerDisk(OsDisk(), self._options.kill_at))
+
+    def _watched(self, store: Store) -> Store:
+        fd = self._options.witness_fd
+        if fd is not None:
+
+            def tell(scope: str, number: int, changes: Mapping[Key, Row | None]) -> None:
+                rows: dict[str, Any] = {str(key): 0 if row is None else number for key, row in changes.items()}
+                os.write(fd, msgspec.json.encode({"scope": scope, "number": number, "rows": rows}) + b"\n")
+
+            store.observers.append(tell)
+        return store
