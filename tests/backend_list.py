@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from holdfast.backends.file import FileBackend
+from servers.shared import own_name, shared
 
+from holdfast.backends.file import FileBackend
 from holdfast.backends.memory import MemoryBackend
+from holdfast.contract import Backend
 from holdfast.testing.conformance import Factory
 
 
@@ -18,4 +20,10 @@ def _file(place: Path) -> FileBackend:
     return FileBackend(place / "data")
 
 
-BACKENDS: dict[str, Factory] = {"memory": _memory, "file": _file}
+def _redis(place: Path) -> Backend:
+    from holdfast.backends.redis import RedisBackend
+
+    return RedisBackend(f"{shared('valkey').url}/0?prefix={own_name(place)}")
+
+
+BACKENDS: dict[str, Factory] = {"memory": _memory, "file": _file, "redis": _redis}
