@@ -39,7 +39,8 @@ class RedisServer:
         directory: Where it keeps its data.
         port: Where it listens; a free one by default.
         settings: Its configuration, name by name; see :data:`SAFE`.
-        sentinel: Run it as a Sentinel with these lines of configuration.
+        lines: More lines of its configuration, as they are, such as users.
+        sentinel: Run it as a Sentinel; only ``lines`` count then.
     """
 
     def __init__(
@@ -49,14 +50,21 @@ class RedisServer:
         settings: dict[str, str] | None = None,
         *,
         port: int = 0,
-        sentinel: str = "",
+        lines: str = "",
+        sentinel: bool = False,
     ) -> None:
-        self.port = port or free_port()
+        self.port = port or free_port(below=55536)  # a cluster's nodes also use the port 10,000 above
         directory.mkdir(parents=True, exist_ok=True)
         self.settings = {} if sentinel else {**SAFE, **(settings or {})}
-        lines = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(directory), **self.settings}
+        named = {
+            "port": str(self.port),
+            "bind": "127.0.0.1",
+            "dir": str(directory),
+            "shutdown-timeout": "0",
+            **self.settings,
+        }
         file = directory / "server.conf"
-        file.write_text("".join(f'{name} "{value}"\n' for name, value in lines.items()) + sentinel)
+        file.write_text("".join(f'{name} "{value}"\n' for name, value in named.items()) + lines)
         argv = [binary, str(file), *(["--sentinel"] if sentinel else [])]
         self.process = ServerProcess(argv, directory, self._answers)
         self.process.start()
@@ -90,8 +98,8 @@ class RedisServer:
         self.process.start()
 
     def stop(self) -> None:
-        """End it."""
-        self.process.stop()
+        """End it: by force, since a polite end may wait ten seconds for a replica that is gone."""
+        self.process.kill()
 
 
 def _packed(*words: str | bytes) -> bytes:

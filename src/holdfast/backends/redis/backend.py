@@ -220,14 +220,16 @@ class RedisBackend:
         writer = f"probe@{key.entity_id}"
         lane = self._lane(script.PROBE_SCOPE)
 
-        async def send(n: int, payload: bytes | None, expect: Mapping[Key, int]) -> Any:
-            command = CommitCommand(names, {key: payload}, expect, Op(writer, n), max_writers=1)
+        async def send(op: Op, payload: bytes | None, expect: Mapping[Key, int]) -> Any:
+            command = CommitCommand(names, {key: payload}, expect, op, max_writers=1)
             return await lane.submit(command, deadline)
 
         try:
-            wrote = await send(1, b"{}", {key: 0})
-            refused = await send(2, b"{}", {key: wrote[1] + 1})
-            deleted = await send(3, None, {key: wrote[1]})
+            wrote = await send(Op(writer, 1), b"{}", {key: 0})
+            refused = await send(Op(writer, 2), b"{}", {key: wrote[1] + 1})
+            deleted = await send(
+                Op(f"{writer}-2", 1), None, {key: wrote[1]}
+            )  # a second writer: the first one is dropped
         except UnknownOutcomeError as error:
             why = str(error).replace("; send the same op again", "")
             raise UnsafeSettingError(f"{why} (at the probe that open makes)", backend=self._shown) from None

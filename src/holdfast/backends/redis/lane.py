@@ -205,14 +205,13 @@ class Lane:
             one.sent = True
             commands.append(one.command.packed(in_full=not link.knows_script))
             link.knows_script = True
-        left_ms = max(1, int((deadline - asyncio.get_running_loop().time()) * 900))
-        barrier = self._barrier.command(left_ms)
-        if barrier is not None:
-            commands.append(barrier)
-        await link.send(commands)
+        left = deadline - asyncio.get_running_loop().time()
+        # The server looks at its clock ten times a second: leave it time to say how many have confirmed.
+        barrier = self._barrier.commands(max(1, int(1000 * max(left - 0.2, left / 2))))
+        await link.send([*commands, *barrier])
         for _ in group:
             answers.append(await link.answer())  # noqa: PERF401  (those that came count when the link is lost)
-        return "" if barrier is None else self._barrier.lacking(await link.answer())
+        return self._barrier.lacking([await link.answer() for _ in barrier])
 
     async def _settle(self, group: list[_Waiting], answers: list[Any], lacking: str) -> None:
         again = []

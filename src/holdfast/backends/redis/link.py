@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import select
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,6 +42,7 @@ _CODES: dict[str, str] = {
     "UNKILLABLE": "is busy with somebody's long script: try again",
 }
 _CODE = re.compile(rf"\b({'|'.join((*_CODES, 'NOSCRIPT', 'WRONGTYPE', 'EXECABORT'))})\b")
+_FORBIDDEN_IN_SCRIPT = re.compile(r"ACL failure in script|user executing the script can't (run|access)")
 _BY_CLASS = {
     "OutOfMemoryError": "OOM",
     "BusyLoadingError": "LOADING",
@@ -83,6 +85,12 @@ class Refusal(Exception):
         """Return the error that the caller gets; the only place where codes become errors."""
         if self.code in _CODES:
             return UnavailableError(f"{shown} {_CODES[self.code]}; nothing was written", backend=shown)
+        if self.code == "SCRIPTPERM":
+            return FailedError(
+                f"{shown} does not permit this user a command of the commit script, which may have stopped half-way: "
+                "permit what docs/backends/redis.md lists, then open again",
+                backend=shown,
+            )
         if self.code == "WRONGTYPE":
             return CorruptedError(f"{shown}: a key under our prefix holds another type; who wrote it?", backend=shown)
         # The text may repeat arguments, rows among them: only the kind of error is told.
@@ -92,6 +100,8 @@ class Refusal(Exception):
 def refusal(error: BaseException) -> Refusal:
     """Return the server's answer that redis-py made an exception of."""
     text = str(error)
+    if _FORBIDDEN_IN_SCRIPT.search(text):
+        return Refusal("SCRIPTPERM", text)
     by_class = _BY_CLASS.get(type(error).__name__, "")
     if by_class in ("", "WRONGPASS") and (found := _CODE.search(text)):
         return Refusal(found[1], text)  # older servers put the code in the middle of a script's error
@@ -160,8 +170,13 @@ class Link:
     @property
     def stale(self) -> bool:
         """Whether the server has closed its side: found out before anything is sent on it."""
-        reader = self._connection._reader
-        return reader is None or reader.at_eof() or not self._connection.is_connected
+        reader, writer = self._connection._reader, self._connection._writer
+        if reader is None or writer is None or reader.at_eof() or writer.is_closing():
+            return True
+        # The loop may not have come round to it yet: the kernel knows, and saves an unknown outcome after a restart.
+        poll = select.poll()
+        poll.register(writer.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     async def send(self, commands: Iterable[bytes]) -> None:
         """Send commands.

@@ -6,6 +6,7 @@ import asyncio
 from binascii import crc_hqx
 from typing import Any, Protocol
 
+from ...errors import InvalidInputError
 from .address import Address
 from .link import Link, LinkLostError, Refusal, UnreachableError, packed
 
@@ -65,6 +66,8 @@ async def _ask_any(address: Address, hosts: list[Host], command: bytes, deadline
             continue
         finally:
             await link.close()
+        if isinstance(answer, Refusal) and "cluster support disabled" in answer.text:
+            raise InvalidInputError(f"{address.shown} is not a cluster: use redis://", backend=address.shown)
         if answer and not isinstance(answer, Refusal):
             return answer
         reasons.append(f"{host}:{port} does not know")
