@@ -6,14 +6,12 @@ import argparse
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from typing import Any
-
-import msgspec
+from pathlib import Path
 
 from ..adapters import current_routes, default_store, use_store
-from ..contract import Backend, Key, Survives
+from ..contract import Backend, Guarantees, Key, Survives
 from ..errors import HoldfastError, InvalidInputError
 from ..listeners import Failure, Tick, default_listeners
 from ..live import Live
@@ -21,7 +19,7 @@ from ..market.process import MarketProcess
 from ..market.replay import ReplayMarket
 from ..names import Context
 from ..registry import default_registry
-from ..rows import Event, Row
+from ..rows import Event
 from ..shared import close_stores
 from ..store import Store
 from ..urls import open_backend
@@ -63,7 +61,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--json", action="store_true", help="one JSON object for each event, and a summary")
     # For the proof kit, which watches and kills this process from outside.
     parser.add_argument("--witness-fd", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--kill-at", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--kill-at", help=argparse.SUPPRESS)
     parser.set_defaults(command=_run_command)
 
 
@@ -105,8 +103,7 @@ class _Run:
         try:
             async with self._open_store() as store:
                 self._catch_signals()
-                title = f"{len(self._plan.contexts)} contexts, {self._plan.market}, store {store.guarantees.backend}"
-                board = Board(self._plan.contexts, f"{title}, a commit survives {store.guarantees.survives.name}")
+                board = Board(self._plan.contexts, self._title(store.guarantees))
                 store.observers.append(board.committed)
                 table = fancy(plain=self._options.plain or self._options.json)
                 screen = LiveScreen(board) if table else PlainScreen(board, json=self._options.json)
@@ -118,6 +115,12 @@ class _Run:
             if self._market is not None:
                 await self._market.close()
         return self._code
+
+    def _title(self, promise: Guarantees) -> str:
+        count = len(self._plan.contexts)
+        where = promise.backend.replace(f"{Path.cwd()}{os.sep}", f".{os.sep}")
+        what = f"{count} context{'s' if count != 1 else ''}, {self._plan.market}"
+        return f"{what}, store {where}, a commit survives {promise.survives.name}"
 
     async def _follow(self, store: Store, board: Board, screen: LiveScreen | PlainScreen) -> None:
         def told(news: Event | Tick) -> None:
@@ -188,9 +191,9 @@ class _Run:
     @asynccontextmanager
     async def _open_store(self) -> AsyncIterator[Store]:
         where = self._options.store
-        if where is None and self._options.kill_at is None:
+        if where is None and self._options.kill_at is None and self._options.witness_fd is None:
             try:
-                yield self._watched(await default_store())
+                yield await default_store()
             finally:
                 await close_stores()
             return
@@ -199,27 +202,14 @@ class _Run:
         await store.open()
         use_store(store)  # what the user's file reads and writes through the adapters lies there too
         try:
-            yield self._watched(store)
+            yield store
         finally:
             use_store(None)
             await store.close()
 
     def _backend(self, where: str) -> Backend:
-        if self._options.kill_at is None:
+        if self._options.kill_at is None and self._options.witness_fd is None:
             return open_backend(where)
-        from ..backends.disk import OsDisk
-        from ..backends.file import FileBackend
-        from ..testing.killer import KillerDisk
+        from ..testing.watched import watched_backend
 
-        return FileBackend(where, disk=KillerDisk(OsDisk(), self._options.kill_at))
-
-    def _watched(self, store: Store) -> Store:
-        fd = self._options.witness_fd
-        if fd is not None:
-
-            def tell(scope: str, number: int, changes: Mapping[Key, Row | None]) -> None:
-                rows: dict[str, Any] = {str(key): 0 if row is None else number for key, row in changes.items()}
-                os.write(fd, msgspec.json.encode({"scope": scope, "number": number, "rows": rows}) + b"\n")
-
-            store.observers.append(tell)
-        return store
+        return watched_backend(where, witness_fd=self._options.witness_fd, kill_at=self._options.kill_at)

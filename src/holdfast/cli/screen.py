@@ -176,11 +176,9 @@ def draw(board: Board) -> Group:
 def _signal_text(line: Line) -> Any:
     from rich.text import Text
 
-    if line.ended:
-        return Text(line.ended, "yellow")
     signal = line.signal or line.waiting
     if signal is None:
-        return Text("-", "dim")
+        return Text(line.ended or "-", "dim")
     side = "bold green" if signal.position == "long" else "bold magenta"
     what = "" if line.signal else "waits for "
     aims = f" → {number(signal.price_take_profit)} | {number(signal.price_stop_loss)}"
