@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import asyncio
 import gzip
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from holdfast.candles import MINUTE_MS, Candle
 from holdfast.context import get_average_price, get_candles, get_date, get_mode
 from holdfast.errors import HoldfastError, InvalidInputError, UnavailableError
 from holdfast.listeners import Done, Failure, Performance, Progress, Tick
+from holdfast.params import Params
 from holdfast.risk import RiskPayload, RiskRejection
 from holdfast.signals import InvalidSignalError
 
@@ -254,6 +257,34 @@ async def test_a_strategy_that_thinks_too_long_proposes_nothing(monkeypatch: pyt
     assert "longer than 180 s" in str(failures[0].error)
 
 
+# ---------------------------------------------------------------------- both hit
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"), [("take_profit", "take_profit"), ("stop_loss", "stop_loss"), (7, "stop_loss")]
+)
+async def test_undecided_asks_the_callback_and_takes_the_worse_when_it_cannot_say(
+    monkeypatch: pytest.MonkeyPatch, reply: Any, reason: str
+) -> None:
+    monkeypatch.setattr("holdfast.params._current", Params(both_hit="undecided"))
+    failures: list[Failure] = []
+
+    async def first_hit(signal: Any, candle: Candle) -> Any:
+        assert (signal.position, candle.high, candle.low) == ("long", 44_000.0, 42_000.0)
+        await asyncio.sleep(0)
+        return reply
+
+    history = History([at(0), at(1, high=44_000.0, low=42_000.0), at(2)], once(LONG))
+    history.registry.add_strategy(once(LONG), strategy_name="knows", interval="5m", on_both_hit=first_hit)
+    history.listeners.listen("error", failures.append)
+    names = {**NAMES, "strategy_name": "knows"}
+    found = Backtest.run("BTCUSDT", **names, registry=history.registry, listeners=history.listeners)
+    assert [(event.reason, event.both_hit) async for event in found] == [(reason, True)]
+    assert [failure.where for failure in failures] == ([] if reply == reason else ["on_both_hit"])
+    with pytest.raises(InvalidInputError, match="on_both_hit"):
+        run(history)
+
+
 # ---------------------------------------------------------------------- risk
 
 
@@ -403,6 +434,13 @@ async def test_in_the_background_listeners_tell_and_cancel_stops() -> None:
     assert [one.status for one in Backtest.list()] == ["fulfilled"]
 
 
+def test_without_an_event_loop_there_is_no_background() -> None:
+    history = History(flat(range(3)), lambda symbol, when_ms: None)
+    with pytest.raises(InvalidInputError, match="running event loop"):
+        Backtest.background("BTCUSDT", **NAMES, registry=history.registry)
+    assert Backtest.list() == []
+
+
 async def test_a_background_run_that_fails_is_told_to_exit_listeners() -> None:
     def broken(symbol: str, interval: str, since_ms: int, limit: int) -> Sequence[Candle]:
         raise HoldfastError("closed for ever")
@@ -448,6 +486,28 @@ def test_nothing_that_a_backtest_imports_knows_of_storage() -> None:
     stored = {"store", "session", "live", "adapters", "custom", "urls", "outbox", "recovery", "invariants", "backends"}
     assert seen & stored == set()
     assert {"frame_run", "signals", "settle"} <= seen
+
+
+def test_a_program_that_runs_a_backtest_never_loads_storage() -> None:
+    program = """
+import asyncio, sys
+import holdfast
+from holdfast.candles import Candle
+candles = [Candle(1_700_000_040_000 + n * 60_000, 100, 101, 99, 100, 1) for n in range(50)]
+holdfast.add_exchange(exchange_name="e", get_candles=lambda s, i, since, n: [c for c in candles if c[0] >= since][:n])
+holdfast.add_frame(frame_name="f", interval="1m", start=candles[0][0], end=candles[-1][0])
+@holdfast.add_strategy(strategy_name="s", interval="5m")
+def think(symbol, when_ms):
+    return dict(position="long", price_take_profit=102, price_stop_loss=98, minute_estimated_time=10)
+async def main():
+    return [e async for e in holdfast.Backtest.run("X", strategy_name="s", exchange_name="e", frame_name="f")]
+assert len(asyncio.run(main())) == 4
+print(*sorted(name for name in sys.modules if name.startswith("holdfast.")))
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[1] for name in done.stdout.split()}
+    assert "backtest" in loaded
+    assert loaded & {"store", "session", "live", "adapters", "backends", "urls", "outbox", "recovery"} == set()
 
 
 # ---------------------------------------------------------------------- real candles

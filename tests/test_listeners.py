@@ -127,6 +127,22 @@ async def test_a_listener_that_causes_news_of_its_own_topic_gets_it_after(listen
     assert told == [1, 2, 3]
 
 
+async def test_news_caused_by_a_listener_that_then_fails_still_comes(listeners: Listeners) -> None:
+    told, failures = list[int](), list[Failure]()
+
+    async def chain(value: int) -> None:
+        told.append(value)
+        if value < 3:
+            await listeners.emit("signal", value + 1)
+        raise RuntimeError(str(value))
+
+    listeners.listen("signal", chain)
+    listeners.listen("error", failures.append)
+    await listeners.emit("signal", 1)
+    assert told == [1, 2, 3]
+    assert [str(failure.error) for failure in failures] == ["1", "2", "3"]
+
+
 async def test_cancelling_one_emit_does_not_block_the_next(listeners: Listeners) -> None:
     told: list[str] = []
     gate = asyncio.Event()
