@@ -11,13 +11,12 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from ..adapters import current_routes, default_store, use_store
-from ..contract import Backend, Guarantees, Key, Survives
+from ..contract import Backend, Guarantees, Survives
 from ..errors import HoldfastError, InvalidInputError
 from ..listeners import Failure, Tick, default_listeners
 from ..live import Live
 from ..market.process import MarketProcess
 from ..market.replay import ReplayMarket
-from ..names import Context
 from ..registry import default_registry
 from ..rows import Event
 from ..shared import close_stores
@@ -26,7 +25,7 @@ from ..urls import open_backend
 from .exits import OK, exit_code
 from .loading import load_bot
 from .plan import DEFAULT_SPEED, Plan, make_plan
-from .screen import Board, LiveScreen, PlainScreen, describe
+from .screen import Board, Line, LiveScreen, PlainScreen, describe
 from .tables import fancy
 
 _REDRAW_SECONDS = 0.25
@@ -142,7 +141,7 @@ class _Run:
                                exchange_name=context.exchange_name, store=store))
             for context in self._plan.contexts
         ]  # fmt: skip
-        tasks = [asyncio.create_task(self._one(context, events, board, screen)) for context, events in runs]
+        tasks = [asyncio.create_task(self._one(board.lines[context], events)) for context, events in runs]
         stop = asyncio.create_task(self._interrupted.wait())
         loop = asyncio.get_running_loop()
         limited = self._options.minutes is not None and self._options.market is None
@@ -164,19 +163,16 @@ class _Run:
             if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
                 raise outcome
 
-    async def _one(
-        self, context: Context, events: AsyncIterator[Event], board: Board, screen: LiveScreen | PlainScreen
-    ) -> None:
-        line = board.lines[context]
+    async def _one(self, line: Line, events: AsyncIterator[Event]) -> None:
         try:
             async for _ in events:
                 pass
             line.ended = "ended"
         except HoldfastError as error:
-            # The other contexts go on: one that was taken over must not stop the rest.
+            # Told by the error listeners already. The other contexts go on: one that was taken over must not
+            # stop the rest.
             line.ended = type(error).__name__
             self._code = max(self._code, exit_code(error))
-            screen.fail(f"{context}: {error}")
 
     def _catch_signals(self) -> None:
         def interrupt() -> None:
