@@ -81,6 +81,7 @@ class Directory:
         self.meta = -1
         self.warnings: list[str] = []
         self._lock = -1
+        self._lock_inode = 0
 
     def open_read_only(self) -> None:
         """Open it without the lock, changing nothing."""
@@ -178,7 +179,8 @@ class Directory:
                 raise self._held(disk.read(self._lock))
             # The holder before us may have had its lock file deleted: then this is a lock on a file without a name.
             with contextlib.suppress(FileNotFoundError):
-                if disk.stat(LOCK, at=self.meta).inode == disk.fstat(self._lock).inode:
+                self._lock_inode = disk.fstat(self._lock).inode
+                if disk.stat(LOCK, at=self.meta).inode == self._lock_inode:
                     self._sign_lock()
                     return
             disk.close(self._lock)
@@ -278,7 +280,7 @@ class Directory:
         disk = self.disk
         try:
             ours = (
-                disk.stat(LOCK, at=self.meta).inode == disk.fstat(self._lock).inode
+                disk.stat(LOCK, at=self.meta).inode == self._lock_inode
                 and disk.stat(LOG, at=self.meta).inode == log_inode
             )
         except FileNotFoundError:

@@ -81,13 +81,14 @@ class Views:
         self._heads = dict(heads)
         self._thread.start()
 
-    def changed(self, scope: str, number: int, changes: Mapping[Key, Record | None]) -> None:
-        """Take note of a durable commit."""
+    def changed(self, commits: Iterable[tuple[str, int, Mapping[Key, Record | None]]]) -> None:
+        """Take note of durable commits: scope, number and changes of each."""
         with self._lock:
-            self._pending.update(changes)
-            self._heads[scope] = number
-            if self._touched is not None:
-                self._touched.update(changes)
+            for scope, number, changes in commits:
+                self._pending.update(changes)
+                self._heads[scope] = number
+                if self._touched is not None:
+                    self._touched.update(changes)
         if not self._wake.is_set():
             self._wake.set()
 
