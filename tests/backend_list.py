@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from holdfast.backends.file import FileBackend
-
 from holdfast.backends.memory import MemoryBackend
 from holdfast.testing.conformance import Factory
 
