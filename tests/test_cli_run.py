@@ -156,6 +156,20 @@ def test_beside_a_running_bot_others_may_look_but_not_run(tmp_path: Path) -> Non
     assert holdfast("check", folder=tmp_path).returncode == 0
 
 
+def test_a_run_goes_on_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
+    market = ("--market", "synthetic:7", "--speed", "wait", "--minutes", "100")
+    with started("run", BOT, *market, folder=tmp_path) as bot:
+        assert bot.stdout is not None and bot.stderr is not None
+        bot.stdout.readline()
+        bot.stdout.close()
+        assert bot.stderr.read().splitlines() == [
+            "holdfast: nobody reads standard output any more; the run goes on without it"
+        ]
+        assert bot.wait(LIMIT_SECONDS) == 0
+        bot.stdout = None
+    assert stored(tmp_path)["trades"]
+
+
 def test_a_second_interrupt_ends_a_run_at_once(tmp_path: Path) -> None:
     bot_file = tmp_path / "bot.py"
     bot_file.write_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import deque
@@ -215,7 +216,12 @@ class PlainScreen:
             self._write(self._board.footer())
 
     def _write(self, text: str) -> None:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            # Whoever read our lines is gone (``| head``). That is no reason to leave positions unwatched.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.fail("nobody reads standard output any more; the run goes on without it")
 
 
 class LiveScreen:
