@@ -235,9 +235,10 @@ class Committer:
             self.closed.set_result(None)
 
     def _begin(self, found: Opened) -> None:
-        if self._read_only:
-            refusal = f"{self.name} was opened read-only: nothing was written; close it and open it for writing"
-        else:
+        refusal: str | None = f"{self.name} was opened read-only: nothing was written; close it, open it for writing"
+        with self._lock:
+            self._durable, self._newest = found.state, found.state.copy()
+        if not self._read_only:
             refusal = None
             self._views = Views(
                 self._directory,
@@ -249,8 +250,7 @@ class Committer:
             )
             self._views.start({name: found.state.number(name) for name in found.state.names()})
         with self._lock:
-            self._durable, self._newest = found.state, found.state.copy()
-            if self._queue.empty():  # else it is to be closed at once
+            if not self.stopping:
                 self._readable, self._refusal = True, refusal
 
     def _durable_scopes(self) -> dict[str, Scope]:
