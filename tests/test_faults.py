@@ -44,12 +44,6 @@ async def some_commits(backend: Backend, begin: int) -> None:
         await backend.commit("main", changes, {}, op=Op(f"lane-{begin}", n + 1))
 
 
-async def opened_again(disk: FaultyDisk, history: History) -> Backend:
-    backend = Witnessed(make_backend(disk), history)
-    await backend.open()
-    return backend
-
-
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "for good"])
 @pytest.mark.parametrize("name", BY_NAME)
 async def test_each_failing_call_of_a_store_is_one_clear_error_and_loses_nothing(
@@ -124,7 +118,6 @@ async def next_attempt(
     # What was under way is found out by reading, as by any process that starts.
     again = Witnessed(backend.backend, history)
     await again.open()
-    history.acted_on(await observe(again))
     return again
 
 
@@ -145,7 +138,6 @@ async def test_a_failed_sync_is_never_followed_by_trust_in_the_same_file(record_
             await backend.close()
             ground.disk.failing_syncs = set()
             await backend.open()
-            ground.history.acted_on(await observe(backend))
             await one.steps(backend, again=True)
             await ground.kill()
 
@@ -164,7 +156,6 @@ async def started(ground: Ground, failing: int) -> Backend:
         backend = ground._backend
         assert backend is not None
         await backend.open()
-        ground.history.acted_on(await observe(backend))
         return backend
 
 
