@@ -30,6 +30,8 @@ from .zygote import Zygote
 COMPARED = ("ledger", "risk", "partial", "signal", "schedule")
 """Domains whose rows must be the same, byte for byte, as those of the run that was never killed."""
 KILLS_PER_ROUND = 100
+MOST_IDLE_ROUNDS = 5
+"""Rounds in a row whose market ended before anybody was killed."""
 FIRST_STEPS = 30
 """Changing file-system calls from the start of a process: all of its opening and recovery."""
 PHASE_STEPS = 4
@@ -71,6 +73,8 @@ class Round(msgspec.Struct, kw_only=True):
 
     seed: int = 0
     kills: int = 0
+    steps: list[str] = []
+    """Numbered steps that were tried: killed there, or the market ended before it came."""
     during: dict[str, int] = {}
     """How many kills hit a process that was doing this."""
     lives: int = 0
@@ -97,8 +101,8 @@ class Round(msgspec.Struct, kw_only=True):
         during = Counter(self.during)
         during.update(other.during)
         self.during = dict(during)
-        for name in ("kills", "lives", "recoveries", "commits", "lost", "duplicated", "broken", "events_repeated",
-                     "trades", "differences", "seconds"):  # fmt: skip
+        for name in ("kills", "steps", "lives", "recoveries", "commits", "lost", "duplicated", "broken",
+                     "events_repeated", "trades", "differences", "seconds"):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.identical = self.identical and other.identical
         return self
@@ -133,11 +137,11 @@ def torture(plan: Plan, progress: Callable[[Round, int], None] = lambda so_far, 
             number += 1
     steps = numbered_steps() if plan.steps else []
     wanted = plan.kills + len(steps)
+    idle = 0
     with Zygote() as zygote:
-        while total.kills < wanted:
+        while (todo := [step for step in steps if step not in total.steps]) or total.kills < wanted:
             if plan.time_cap_seconds and time.monotonic() - began > plan.time_cap_seconds:
                 break
-            todo = steps[total.kills : total.kills + KILLS_PER_ROUND]
             one = _Round(plan, plan.seed * 1000 + number, zygote, work / f"round-{number}")
             so_far = total
 
@@ -147,14 +151,16 @@ def torture(plan: Plan, progress: Callable[[Round, int], None] = lambda so_far, 
                 shown += round_
                 progress(shown, wanted)
 
-            found = one.run(min(KILLS_PER_ROUND, wanted - total.kills), todo, told)
+            kills = min(KILLS_PER_ROUND, max(wanted - total.kills, len(todo)))
+            found = one.run(kills, todo[:KILLS_PER_ROUND], told)
             with results.open("ab") as file:
                 file.write(msgspec.json.encode(found) + b"\n")
             total += found
             number += 1
             if found.ok:
                 shutil.rmtree(work / f"round-{number - 1}")
-            if not found.ok or not found.kills:
+            idle = 0 if found.kills else idle + 1
+            if not found.ok or idle >= MOST_IDLE_ROUNDS:
                 break
     return total
 
@@ -211,14 +217,14 @@ class _Round:
             raise FailedError(f"the run that was to be left alone ended with {ended}: {self._last_words('whole')}")
 
     def _plans(self, kills: int, steps: Sequence[str]) -> Iterator[tuple[str, float]]:
-        """Yield how each life ends: at a numbered step, or after so many seconds."""
-        yield from ((step, 0.0) for step in steps)
+        """Yield how each life ends: at a numbered step, or after so many seconds, whichever comes first."""
+        yield from ((step, _LONGEST_LIFE_SECONDS) for step in steps)
         named = numbered_steps()
         mean_seconds = 0.8 * self.run_seconds / max(kills, 1)
         while True:
             draw = self.rng.random()
             if draw < 0.25:
-                yield self.rng.choice(named), 0.0
+                yield self.rng.choice(named), self.start_seconds + self.rng.uniform(0.0, 4 * mean_seconds)
             elif draw < 0.5:  # short-lived: dies while it recovers from the kill before
                 yield "", self.rng.uniform(0.0, 1.3 * self.start_seconds)
             else:
@@ -228,18 +234,17 @@ class _Round:
         self, address: str, kills: int, plans: Iterator[tuple[str, float]], told: Callable[[Round], None]
     ) -> None:
         found, witness = self.found, Witness(self.place / "killed.witness")
-        patience_seconds = max(20 * (self.run_seconds + self.start_seconds), 20.0)
         while True:
             step, seconds = next(plans) if found.kills < kills else ("", _LONGEST_LIFE_SECONDS)
             pid = self._start("killed", address, step)
             found.lives += 1
-            ended = self.zygote.ended(patience_seconds if step else seconds)
-            if ended is None and (step or found.kills >= kills):
-                self.zygote.kill(pid)
-                found.broken.append(f"life {found.lives} (kill at {step or 'never'}) neither ended nor died")
-                return
+            ended = self.zygote.ended(seconds)
             if ended is None:
                 ended = self.zygote.kill(pid)
+                if seconds == _LONGEST_LIFE_SECONDS:
+                    found.broken.append(f"life {found.lives} (kill at {step or 'never'}) neither ended nor died")
+            if step and seconds == _LONGEST_LIFE_SECONDS:
+                found.steps.append(step)
             witness.read()
             found.commits, found.events_repeated = witness.acknowledged, witness.repeated_events
             found.recoveries = max(0, len(witness.ready) - 1)
