@@ -327,6 +327,7 @@ async def test_progress_performance_and_done_are_told() -> None:
     performance: Performance = told["performance"][0]
     assert performance.candles == 2500
     assert set(performance.parts) == {"fetch", "strategy", "tell", "step"}
+    assert all(0 <= seconds <= performance.seconds for seconds in performance.parts.values())
     assert sum(performance.parts.values()) == pytest.approx(performance.seconds)
     assert told["done_backtest"] == [Done(context=performance.context, mode="backtest", frame_name="frame")]
 
@@ -339,9 +340,26 @@ async def test_listening_changes_nothing_but_brings_ticks_for_quiet_candles() ->
     assert await silent.run() == await heard.run()
     assert silent.log == heard.log
     ticks = [value for value in news if isinstance(value, Tick)]
-    assert {tick.kind for tick in ticks} <= {"idle", "active"}
-    decided = {value.candle_ms for value in news if not isinstance(value, Tick)}
-    assert len(ticks) + len(decided) >= 300
+    decided = {value.at_ms for value in news if not isinstance(value, Tick)} - {T0 + 300 * MINUTE_MS}
+    told = [tick.at_ms for tick in ticks]
+    assert sorted({*told, *decided}) == [T0 + minute * MINUTE_MS for minute in range(1, 301)]
+    assert len(told) == len(set(told))
+    assert decided.isdisjoint(told)
+
+
+async def test_ticks_say_what_is_open_and_how_far_it_has_come() -> None:
+    candles = [*flat(range(2)), *flat(range(2, 8), 43_050.0), *flat(range(8, 14), 42_950.0), at(14, high=44_000.0)]
+    history, ticks = (
+        History([*candles, *flat(range(15, 22))], turns(LONG, {**LONG, "priceOpen": 42_500.0})),
+        list[Tick](),
+    )
+    history.listeners.listen("signal", ticks.append, filter=lambda value: isinstance(value, Tick))
+    await history.run()
+    told = {(tick.at_ms - T0) // MINUTE_MS - 1: tick for tick in ticks}
+    assert [told[minute].kind for minute in (1, 7, 13, 16, 21)] == ["active"] * 3 + ["waiting"] * 2
+    assert [told[minute].percent for minute in (1, 7, 13, 16)] == pytest.approx([0.0, 5.0, -5.0, 0.0])
+    assert all(tick.signal is not None and tick.signal.is_scheduled == (tick.kind == "waiting") for tick in ticks)
+    assert told[7].price == pytest.approx(43_050.0)
 
 
 async def test_a_long_run_lets_other_tasks_of_the_loop_work() -> None:

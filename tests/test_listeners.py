@@ -258,8 +258,12 @@ async def test_a_tick_goes_to_its_callback_and_the_listeners_of_signals(
     kept: dict[str, Any] = {name: keep(name) for name in ("on_idle", "on_active", "on_tick")}
     callbacks = Callbacks(**kept)
     listeners.listen("signal", lambda tick: told.append(tick.kind))
-    await listeners.tell_tick(Tick(kind=kind, context=CONTEXT, price=1.0, at_ms=1), callbacks, "live")
-    assert told == [*([own] if own else []), "on_tick", kind]
+    listeners.listen("signal_live", keep("live"))
+    listeners.listen("signal_backtest", keep("backtest"))
+    tick = Tick(kind=kind, context=CONTEXT, price=1.0, at_ms=1)
+    await listeners.tell_tick(tick, callbacks, "live")
+    await listeners.tell_tick(tick, Callbacks(), "backtest")
+    assert told == [*([own] if own else []), "on_tick", "live", kind, "backtest", kind]
 
 
 def test_ticks_are_wanted_only_where_somebody_listens(listeners: Listeners) -> None:
