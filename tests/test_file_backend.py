@@ -223,7 +223,9 @@ async def test_a_deleted_or_replaced_lock_or_log_stops_the_writer(tmp_path: Path
     if how == "replaced":
         path.write_bytes(text)
     with pytest.raises(FencedError, match="stops writing"):
-        await put(backend, KEY, payload(2))
+        for number in range(2 if name == "lock" else 1_000_000):
+            await put(backend, KEY, payload(number))
+            assert name != "lock", "the lock is looked at before every flush"
     with pytest.raises(FailedError):
         await put(backend, KEY, payload(3))
     await backend.close()

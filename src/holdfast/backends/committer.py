@@ -299,18 +299,16 @@ class Committer:
                 self._checkpoint()
 
     def _flush(self, group: list[_Waiting]) -> None:
-        body = b"".join([waiting.entry for waiting in group])
+        body = group[0].entry if len(group) == 1 else b"".join([waiting.entry for waiting in group])
         if body:
             self._journal.append(body)
             with self._lock:
                 for _, number, entry, scope, writer, last, changes in group:
                     if entry:
                         self._durable.scope(scope).apply(cast("int", number), writer, last, changes)
-            if self._views is not None:
-                self._views.changed(
-                    (scope, last.number, changes) for _, _, entry, scope, _, last, changes in group if entry
-                )
         _wake(group)
+        if body and self._views is not None:
+            self._views.changed((scope, last[1], changes) for _, _, entry, scope, _, last, changes in group if entry)
 
     def _fail(self, group: list[_Waiting], error: HoldfastError) -> None:
         """Tell everybody who waits; carry on from what is durable, unless the journal is broken."""
@@ -383,6 +381,10 @@ class Committer:
 def _wake(group: list[_Waiting]) -> None:
     while group:
         loop = group[0].future.get_loop()
+        if len(group) == 1:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_settle, group)
+            return
         theirs = [waiting for waiting in group if waiting.future.get_loop() is loop]
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(_settle, theirs)

@@ -221,8 +221,7 @@ class Replay:
         if number != scope.number + 1:
             raise Damaged(f"commit {number} of scope {line.scope} follows {scope.number}")
         changes: dict[Key, Record | None] = dict.fromkeys(line.delete)
-        for key, payload in zip(line.write, payloads, strict=True):
-            changes[key] = Record(payload, number, op)
+        changes.update(zip(line.write, [Record(payload, number, op) for payload in payloads], strict=True))
         scope.apply(number, op.writer, WriterOp(op.n, number), changes)
         if not trusted:
             scope.damaged.update(_damaged(line.write, payloads, line.sums))
@@ -278,14 +277,10 @@ def _payloads(data: bytes, at: int, end: int, keys: list[Key], lengths: list[int
     """Return where the payloads that begin at ``at`` end, and the payloads."""
     if len(keys) != len(lengths) or (lengths and min(lengths) < 0):
         raise Damaged(f"the entry before byte {at} does not fit together")
-    starts = [*accumulate(lengths, _next_start, initial=at)]
+    starts = [*accumulate([length + 1 for length in lengths], initial=at)]  # a newline ends each payload
     if starts[-1] > end:
         raise Damaged(f"the payloads from byte {at} reach over the end of their frame")
     return starts[-1], [data[start : start + length] for start, length in zip(starts, lengths, strict=False)]
-
-
-def _next_start(start: int, length: int) -> int:
-    return start + length + 1  # a newline ends each payload
 
 
 def _damaged(keys: list[Key], payloads: list[bytes], sums: list[int]) -> list[Key]:

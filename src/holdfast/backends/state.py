@@ -162,9 +162,10 @@ class State:
     def keys(self, name: str, prefix: KeyPrefix) -> list[Key]:
         """Return the scope's keys under ``prefix`` in byte order."""
         rows = self.scopes.get(name, _NONE).rows
-        if prefix == KeyPrefix():
-            return sorted(rows)
-        return sorted(key for key in rows if prefix.matches(key))
+        domain, entity_name = prefix
+        if domain and not entity_name:
+            return sorted([key for key in rows if key[0] == domain])
+        return sorted(filter(prefix.matches, rows) if domain or entity_name else rows)
 
     def names(self) -> list[str]:
         """Return the scopes that have had a commit, in byte order."""
