@@ -91,22 +91,26 @@ def test_a_window_filled_since_the_preload_equals_one_that_was_never_interrupted
 
 
 @pytest.mark.parametrize(
-    "bad",
+    ("bad", "told"),
     [
-        at(2)._replace(close=math.nan),
-        at(2)._replace(high=math.inf),
-        at(2)._replace(volume=math.nan),
-        at(2)._replace(volume=-1.0),
-        at(2)._replace(low=0.0),
-        at(2)._replace(open=-5.0),
-        at(2)._replace(low=42.0),
-        at(2)._replace(high=42_000.0, low=43_000.0),
-        at(1),
-        at(0),
+        (at(2)._replace(close=math.nan), "finite"),
+        (at(2)._replace(high=math.inf), "finite"),
+        (at(2)._replace(low=-math.inf), "finite"),
+        (at(2)._replace(volume=math.nan), "finite"),
+        (at(2)._replace(volume=-1.0), "negative volume"),
+        (at(2)._replace(low=0.0), "not above 0"),
+        (at(2)._replace(open=0.0), "not above 0"),
+        (at(2)._replace(high=0.0), "not above 0"),
+        (at(2)._replace(close=0.0), "not above 0"),
+        (at(2)._replace(open=-5.0), "not above 0"),
+        (at(2)._replace(low=42.0), "far under"),
+        (at(2)._replace(high=42_000.0, low=43_000.0), "below its low"),
+        (at(1), "not newer"),
+        (at(0), "not newer"),
     ],
 )
-def test_a_batch_that_cannot_be_true_is_refused_whole(bad: Candle) -> None:
-    with pytest.raises(CandleError, match=str(bad.open_time_ms)):
+def test_a_batch_that_cannot_be_true_is_refused_whole(bad: Candle, told: str) -> None:
+    with pytest.raises(CandleError, match=rf"{bad.open_time_ms}.*{told}"):
         check_candles([*flat(range(2)), bad, *flat(range(3, 8))], PARAMS)
 
 
@@ -120,6 +124,8 @@ def test_the_reference_of_a_small_batch_is_the_mean_so_one_wild_price_moves_it()
 def test_true_batches_and_empty_ones_pass() -> None:
     check_candles([], PARAMS)
     check_candles(flat(range(100)), PARAMS)
+    check_candles([candle._replace(volume=0.0) for candle in flat(range(9))], PARAMS)
+    check_candles([*flat(range(9)), at(9)._replace(low=43.0)], PARAMS)  # exactly a thousandth is not below it
 
 
 @pytest.mark.parametrize(

@@ -84,14 +84,19 @@ def rows() -> dict[Key, Row]:
     )
     return {
         context_key("session", BTC): SessionRow(
-            context=tuple(BTC), last_candle_ms=T0, last_event=1, risk_names=("two-at-once",)
+            context=(BTC.exchange_name, BTC.symbol, BTC.strategy_name),
+            last_candle_ms=T0,
+            last_event=1,
+            risk_names=("two-at-once",),
         ),
         context_key("signal", BTC): signal(BTC),
         context_key("partial", BTC): PartialLevels(levels={"id-BTC/USDT": Levels(profit_levels=(10, 20))}),
         risk_key("two-at-once", BTC): slot,
         guard_key("two-at-once"): Guard(changes=1),
         event_key(BTC, 1): event(BTC, 1),
-        context_key("session", ETH): SessionRow(context=tuple(ETH), last_candle_ms=T0),
+        context_key("session", ETH): SessionRow(
+            context=(ETH.exchange_name, ETH.symbol, ETH.strategy_name), last_candle_ms=T0
+        ),
         context_key("schedule", ETH): signal(ETH, ScheduledSignal),
     }
 

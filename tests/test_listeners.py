@@ -127,6 +127,22 @@ async def test_a_listener_that_causes_news_of_its_own_topic_gets_it_after(listen
     assert told == [1, 2, 3]
 
 
+async def test_news_caused_by_a_listener_that_then_fails_still_comes(listeners: Listeners) -> None:
+    told, failures = list[int](), list[Failure]()
+
+    async def chain(value: int) -> None:
+        told.append(value)
+        if value < 3:
+            await listeners.emit("signal", value + 1)
+        raise RuntimeError(str(value))
+
+    listeners.listen("signal", chain)
+    listeners.listen("error", failures.append)
+    await listeners.emit("signal", 1)
+    assert told == [1, 2, 3]
+    assert [str(failure.error) for failure in failures] == ["1", "2", "3"]
+
+
 async def test_cancelling_one_emit_does_not_block_the_next(listeners: Listeners) -> None:
     told: list[str] = []
     gate = asyncio.Event()
@@ -242,8 +258,12 @@ async def test_a_tick_goes_to_its_callback_and_the_listeners_of_signals(
     kept: dict[str, Any] = {name: keep(name) for name in ("on_idle", "on_active", "on_tick")}
     callbacks = Callbacks(**kept)
     listeners.listen("signal", lambda tick: told.append(tick.kind))
-    await listeners.tell_tick(Tick(kind=kind, context=CONTEXT, price=1.0, at_ms=1), callbacks, "live")
-    assert told == [*([own] if own else []), "on_tick", kind]
+    listeners.listen("signal_live", keep("live"))
+    listeners.listen("signal_backtest", keep("backtest"))
+    tick = Tick(kind=kind, context=CONTEXT, price=1.0, at_ms=1)
+    await listeners.tell_tick(tick, callbacks, "live")
+    await listeners.tell_tick(tick, Callbacks(), "backtest")
+    assert told == [*([own] if own else []), "on_tick", "live", kind, "backtest", kind]
 
 
 def test_ticks_are_wanted_only_where_somebody_listens(listeners: Listeners) -> None:

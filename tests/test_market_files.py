@@ -61,6 +61,13 @@ def test_seconds_micro_and_nanoseconds_are_recognised(tmp_path: Path, times: flo
     assert read_candles(file) == WANTED
 
 
+def test_a_header_that_hints_at_another_order_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("time,low,high,open,close,amount\n" + _text(list(ROWS)))
+    with pytest.raises(InvalidInputError, match="line 1: the header has open in another place"):
+        read_candles(file)
+
+
 BAD = [
     (2, ("x", 1, 1, 1, 1, 1), "line 2: open_time is 'x', not a number"),
     (3, (T0 + 120_000, 1, "", 1, 1, 1), "line 3: high is '', not a number"),

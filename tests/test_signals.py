@@ -279,6 +279,9 @@ def test_a_waiting_signal_activates_when_its_price_is_touched() -> None:
 
 
 def test_the_stop_cancels_before_the_entry_activates() -> None:
+    short = waiting({**SHORT, "priceOpen": 43_500.0})
+    assert short.step(at(1, high=43_499.0)) == ()
+    assert short.step(at(2, high=43_500.0))[0].activated
     for reply, candle in (
         (LIMIT, at(1, low=42_000.0)),
         ({**SHORT, "priceOpen": 43_500.0}, at(1, high=44_000.0)),

@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     from .params import get_config as get_config
     from .params import get_default_config as get_default_config
     from .params import set_config as set_config
+    from .process import close as close
+    from .process import reset as reset
     from .registry import Callbacks as Callbacks
     from .registry import add_exchange as add_exchange
     from .registry import add_frame as add_frame
@@ -138,6 +140,9 @@ _HOME = {
     """,
     "params": """
         Params get_config get_default_config set_config
+    """,
+    "process": """
+        close reset
     """,
     "registry": """
         Callbacks add_exchange add_frame add_risk add_strategy list_exchanges list_frames list_risks

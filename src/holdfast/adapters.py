@@ -7,7 +7,7 @@ exchange, else the only one stored for that symbol and strategy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 from . import default
@@ -278,10 +278,12 @@ class PersistRiskUtils(_Adapter):
         rows = await desk.scan("risk", entity)
         return [(pair_name(row), row) for row in in_list_order(cast("Iterable[RiskPosition]", rows.values()))]
 
-    async def write_position_data(
-        self, positions: Iterable[tuple[str, RiskPosition | Mapping[str, Any]]] | None, risk_name: str
-    ) -> None:
+    async def write_position_data(self, positions: Iterable[Sequence[Any]] | None, risk_name: str) -> None:
         """Replace all positions of the profile by the documents' list of pairs; empty or None clears them.
+
+        Args:
+            positions: Pairs (tuples or lists) of ``strategyName:symbol`` and position; that a row or a mapping.
+            risk_name: The profile.
 
         Crash: All the old positions or all the new ones.
         """

@@ -99,6 +99,10 @@ class Backtest:
         Returns:
             A function that stops it as :meth:`stop` does. If the run itself fails, ``listen_exit`` is told.
         """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise InvalidInputError("background() needs a running event loop: call it from async code") from error
         which = _Which(symbol, strategy_name, exchange_name, frame_name)
         entry = _Entry(_made(which, registry, listeners, sleep))
         cls._enter(which, entry)
@@ -115,7 +119,7 @@ class Backtest:
                 else:
                     await listeners.report(failure)
 
-        task = asyncio.get_running_loop().create_task(consume(), name=f"backtest {entry.run.context}")
+        task = loop.create_task(consume(), name=f"backtest {entry.run.context}")
         cls._tasks.add(task)  # the loop itself keeps only a weak reference
         task.add_done_callback(cls._tasks.discard)
 

@@ -215,7 +215,7 @@ class Driver:
         skipped = not watching and start_ms < recent_ms
         if skipped:
             # Nothing is open and nothing may open in the past: only the newest candles can change anything.
-            session.outages.forbid(start_ms, recent_ms - MINUTE_MS)
+            session.forbid(start_ms, recent_ms - MINUTE_MS)
             start_ms = recent_ms
         since_ms = preload_from_ms(start_ms, self._strategy.interval_ms, self._params) if first or skipped else start_ms
         limit = min(MAX_FETCH_CANDLES, max(1, (newest_ms - since_ms) // MINUTE_MS + 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from .candles import MAX_FETCH_CANDLES, MINUTE_MS, Candle, Window, fetch_candles, interval_ms, preload_from_ms
 from .context import Sleep
@@ -59,7 +59,6 @@ class FrameRun:
         self._settler = Settler(
             strategy, exchange, mode="backtest", params=params, profiles=profiles, listeners=listeners, sleep=sleep
         )
-        self._positions: dict[str, RiskPosition] = {}
         # Inclusive, but nothing of today: it is not over, so a rerun would differ.
         self._end_ms = min(frame.end_ms, int(now_ms()) // _DAY_MS * _DAY_MS - MINUTE_MS)
         self._now_ms = now_ms
@@ -101,7 +100,7 @@ class FrameRun:
         events: tuple[Event, ...] = ()
         if isinstance(outcome, Question):
             began = time.perf_counter()
-            settled = await self._settler.settle(outcome, self._held)
+            settled = await self._settler.settle(outcome, _no_slots)
             self.seconds["strategy"] += time.perf_counter() - began
             events = await self._record(settled)
         elif outcome is not None:
@@ -133,26 +132,13 @@ class FrameRun:
         transition = settled.transition
         if transition is None:
             return ()
-        before, self.state = self.state.signal, transition.state
-        signal = transition.state.signal
-        if signal is not before and self._spec.risk_names:
-            self._positions = {}
-            if signal is not None:
-                position = RiskPosition(
-                    strategy_name=signal.strategy_name, exchange_name=signal.exchange_name, symbol=signal.symbol,
-                    open_timestamp=signal.pending_at, signal_id=signal.id, position=signal.position,
-                )  # fmt: skip
-                self._positions = dict.fromkeys(self._spec.risk_names, position)
+        self.state = transition.state
         began = time.perf_counter()
         await self._settler.tell_risk(settled)
         for event in transition.events:
             await self.listeners.tell(event, self._callbacks, "backtest")
         self.seconds["tell"] += time.perf_counter() - began
         return transition.events
-
-    def _held(self, risk_name: str) -> Iterable[RiskPosition]:
-        position = self._positions.get(risk_name)
-        return () if position is None else (position,)
 
     async def _run_out(self) -> tuple[Event, ...]:
         """Out of candles: an open signal ends at the last price; a waiting one is cancelled."""
@@ -238,3 +224,8 @@ class FrameRun:
                 candles=self.candles_stepped, parts=parts,
             ),
         )  # fmt: skip
+
+
+def _no_slots(risk_name: str) -> tuple[RiskPosition, ...]:
+    # One context runs alone, and it is asked only while nothing of it is open: nobody holds a slot then.
+    return ()

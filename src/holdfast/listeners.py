@@ -16,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 import msgspec
@@ -110,9 +111,9 @@ class _Subscription:
         self._busy = 0
         self._turn = asyncio.Lock()
         self._inside: asyncio.Task[Any] | None = None
-        self._later: list[Any] = []
+        self._later: deque[Any] = deque()
 
-    async def deliver(self, value: Any) -> None:
+    async def deliver(self, value: Any, failed: Callable[[Any, Exception], Awaitable[None]]) -> None:
         task = asyncio.current_task()
         if task is not None and self._inside is task:
             self._later.append(value)  # told from inside itself: waiting for its own turn would never end
@@ -123,10 +124,14 @@ class _Subscription:
         try:
             async with self._turn:
                 self._inside = task
+                self._later.append(value)
                 try:
-                    await self._call(value)
                     while self._later:
-                        await self._call(self._later.pop(0))
+                        next_value = self._later.popleft()
+                        try:
+                            await self._call(next_value)
+                        except Exception as error:
+                            await failed(next_value, error)
                 finally:
                     self._inside = None
         finally:
@@ -181,10 +186,7 @@ class Listeners:
         for subscription in self._topics[topic]:
             if not subscription.active:
                 continue
-            try:
-                await subscription.deliver(value)
-            except Exception as error:
-                await self._failed(topic, value, error)
+            await subscription.deliver(value, lambda told, error: self._failed(topic, told, error))
             if not subscription.active:
                 self._drop(topic, subscription)
 

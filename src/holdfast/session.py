@@ -28,8 +28,8 @@ import msgspec
 from .candles import MINUTE_MS, Candle, Window
 from .commits import Outages, changes
 from .contract import Key
-from .domains import context_key, guard_key, ledger_key, risk_key
-from .drafts import InvalidSignalError
+from .decider import Decider
+from .domains import context_key, guard_key
 from .errors import FailedError, HoldfastError, UnavailableError
 from .lanes import Sleep
 from .listeners import Failure, Listeners, Tick
@@ -38,18 +38,15 @@ from .outbox import CAP_ROWS, Outbox
 from .params import Params
 from .recovery import RecoveryReport, recover, session_row, stopped_reasons
 from .registry import ExchangeSpec, StrategySpec
-from .risk import RiskPayload, RiskProfile, RiskRejection
-from .rows import Event, Guard, RiskPosition, Row, ScheduledSignal, Signal
-from .settle import Settled, Settler
+from .risk import RiskProfile
+from .rows import Event, Guard, Row, ScheduledSignal, Signal
+from .settle import Settler
 from .signals import (
-    AskBothHit,
-    AskRisk,
     AskStrategy,
     Question,
     Spec,
     State,
     Transition,
-    answer,
     progress_percent,
     step,
     stop_scheduled,
@@ -109,13 +106,15 @@ class Session:
         self.window = Window(params.avg_price_candles_count)
         self.outbox = Outbox(context, strategy.callbacks, listeners, store, cap_rows=cap_rows, sleep=sleep)
         self.outages = Outages(context)
-        self.stopping = False
-        """Set by whoever stops it: nothing new begins."""
+        self._stopping = False
+        self._plain = False
+        """Nothing stands in the way of an entry: the one thing that a candle which changes nothing has to look at."""
         self._listeners, self._holder = listeners, holder
         self._clock, self._sleep = clock, sleep
         self._settler = Settler(
             strategy, exchange, mode="live", params=params, profiles=risk_profiles, listeners=listeners, sleep=sleep
         )
+        self._decider = Decider(self.spec, store, self._settler)
         self._writer = store.writer(str(context))
         self._tenure: Tenure | None = None
         self._held: tuple[str, ...] = ()
@@ -145,7 +144,7 @@ class Session:
         self.state, self._held = found.state, found.risk_names
         self._tenure = Tenure(self.store, self._writer, self.context, found.owner, found.session, sleep=self._sleep)
         self._stopped = bool(found.report.stopped)
-        self._broken = None
+        self._broken, self._plain = None, False
         self._behind.clear()
         self._cancel_timer()
         self.window = Window(self.spec.params.avg_price_candles_count)
@@ -213,13 +212,11 @@ class Session:
 
         Crash: Before the awaited part returns, all of the transition or nothing is stored; after it, all.
         """
-        if self._broken is not None or self._behind:
-            return self._step_late(candle, entries)
-        self.window.push(candle)
-        if not entries or self.stopping or self._stopped or self.outbox.crowded:
+        if not (self._plain and entries):
+            if self._broken is not None or self._behind:
+                return self._step_late(candle, entries)
             entries = self._entries(candle, entries)
-        else:
-            self.outages.allow()
+        self.window.push(candle)
         outcome = step(self.state, candle, self.window, self.spec, entries=entries)
         if outcome is None:
             return None
@@ -237,12 +234,28 @@ class Session:
         """Decide whether the candle may begin something, and note it where it may not."""
         if self._stopped:
             self._stopped = bool(stopped_reasons(self.store, self.context))
-        if entries and not (self.stopping or self._stopped or self.outbox.crowded):
+        if entries and not (self._stopping or self._stopped or self.outbox.crowded):
             self.outages.allow()
+            self._plain = True
             return True
         if candle[0] > self.state.last_candle_ms:
             self.outages.forbid(candle[0])
+        self._plain = False
         return False
+
+    def forbid(self, from_ms: int, to_ms: int) -> None:
+        """Note that nothing may begin on the candles from one open time to another, which will not be stepped."""
+        self.outages.forbid(from_ms, to_ms)
+        self._plain = False
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it is being stopped: nothing new begins."""
+        return self._stopping
+
+    @stopping.setter
+    def stopping(self, stopping: bool) -> None:
+        self._stopping, self._plain = stopping, False
 
     @property
     def is_behind(self) -> bool:
@@ -296,6 +309,7 @@ class Session:
         )
 
     async def _settle(self, outcome: Transition | Question, candle: Candle, reply: Any) -> Transition | None:
+        self._plain = False  # whatever comes of it, look anew
         try:
             return await self._settle_once(outcome, reply)
         except UnavailableError as error:
@@ -315,11 +329,9 @@ class Session:
 
     async def _settle_once(self, outcome: Transition | Question | None, reply: Any) -> Transition | None:
         if isinstance(outcome, AskStrategy):
-            outcome = await self._settler.propose(outcome, reply)
-            if outcome is None or await self._was_closed(outcome):
-                return None
+            outcome = await self._decider.propose(outcome, reply)
         for _ in range(MAX_CHECKS):
-            decided, checked = await self._decide(outcome)
+            decided, checked = await self._decider.decide(outcome)
             if decided.transition is None:
                 return None
             try:
@@ -329,57 +341,6 @@ class Session:
             await self._settler.tell_risk(decided)
             return decided.transition
         raise UnavailableError(f"{self.context}: its risk profiles change too often for a check")
-
-    async def _decide(self, outcome: Transition | Question | None) -> tuple[Settled, dict[Key, Loaded[Guard] | None]]:
-        """Settle what the rules cannot know; with the guards of the profiles that were asked."""
-        rejection: RiskRejection | None = None
-        allowed: tuple[tuple[RiskProfile, RiskPayload], ...] = ()
-        checked: dict[Key, Loaded[Guard] | None] = {}
-        while isinstance(outcome, Question):
-            if isinstance(outcome, AskRisk):
-                positions, checked = await self._positions()
-                rejection, allowed = await self._settler.judge(outcome, positions.__getitem__)
-                outcome = answer(outcome, None if rejection is None else rejection.note)
-            elif isinstance(outcome, AskBothHit):
-                outcome = answer(outcome, await self._settler.first_hit(outcome))
-        return Settled(outcome, rejection, allowed), checked
-
-    async def _positions(self) -> tuple[dict[str, list[RiskPosition]], dict[Key, Loaded[Guard] | None]]:
-        """Read the slots of every profile; the guards are read first, so that a slot that changes meanwhile shows."""
-        names = self.spec.risk_names
-        found, _ = await self.store.salvage(*(guard_key(name) for name in names))
-        guards = {guard_key(name): cast("Loaded[Guard] | None", found.get(guard_key(name))) for name in names}
-        positions: dict[str, list[RiskPosition]] = {}
-        for name in names:
-            mine = risk_key(name, self.context)
-            slots = await self.store.scan("risk", mine.entity_name)
-            lost = [key for key in self.store.damaged if key.domain == "risk" and key.entity_name == mine.entity_name]
-            if lost:
-                raise UnavailableError(f"nothing can open under {name!r}: {lost[0]} is in quarantine", key=lost[0])
-            positions[name] = [cast("RiskPosition", loaded.row) for key, loaded in slots.items() if key != mine]
-        return positions, guards
-
-    async def _was_closed(self, outcome: Transition | Question) -> bool:
-        """Refuse an id that the ledger knows; the state remembers only the newest hundred."""
-        if isinstance(outcome, Transition):
-            signal = outcome.state.signal or outcome.state.scheduled
-        else:
-            signal = outcome.signal if isinstance(outcome, AskRisk) else None
-        if signal is None:
-            return False
-        key = ledger_key(self.context, signal.id)
-        found, damaged = await self.store.salvage(key)
-        if not found and not damaged:
-            return False
-        told = "was used before, and a closed id never opens again: use a new one"
-        failure = Failure(
-            where="strategy", error=InvalidSignalError([f"id {signal.id!r:.80} {told}"]), context=self.context
-        )
-        if self._listeners.has("validation"):
-            await self._listeners.emit("validation", failure)
-        else:
-            await self._listeners.report(failure)
-        return True
 
     # ------------------------------------------------------------------ committing
 
@@ -464,7 +425,7 @@ class Session:
         except UnavailableError:
             self.flush_soon()
         except HoldfastError as error:
-            self._broken = error  # the next step raises it
+            self._broken, self._plain = error, False  # the next step raises it
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
@@ -486,4 +447,4 @@ class Session:
             except HoldfastError as error:
                 _log.warning("%s: at close: %s", self.context, error)
             finally:
-                self._broken = FailedError(f"{self.context}: the session was closed: recover with a new one")
+                self._broken, self._plain = FailedError(f"{self.context}: the session was closed: recover anew"), False

@@ -144,17 +144,6 @@ def progress_percent(signal: Signal, price: float) -> tuple[Literal["profit", "l
     return None
 
 
-def first_of_slot(candle_ms: int, previous_ms: int | None, interval_ms: int) -> bool:
-    """Tell whether the candle is the first of its slot: the market's candles alone decide, not when a bot started.
-
-    Slots align to close times. In a thin market the first candle of a slot may come late; it is still the
-    first. Without a candle before it (the driver pushes those of a whole interval first) it is the first.
-    """
-    if previous_ms is None:
-        return True
-    return (candle_ms + MINUTE_MS) // interval_ms != (previous_ms + MINUTE_MS) // interval_ms
-
-
 def step(
     state: State, candle: Candle, window: Window, spec: Spec, *, entries: bool = True
 ) -> Transition | Question | None:
@@ -177,7 +166,8 @@ def step(
         return _wait(state, state.scheduled, candle, window, spec, entries)
     if not entries:
         return None
-    # Inlined first_of_slot: this line is where nearly every candle ends.
+    # Only the first candle of a slot asks. Its predecessor lies in another slot, however long ago: the market's
+    # candles alone decide, not when a bot started. Slots align to close times. Nearly every candle ends here.
     previous_ms = window.previous_ms
     if previous_ms is not None:
         length_ms = spec.interval_ms

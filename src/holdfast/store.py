@@ -243,8 +243,12 @@ class Store:
         Crash: A damaged row is where it was, or in quarantine.
         """
         groups: dict[Place, list[Key]] = {}
-        for key in keys:
-            groups.setdefault(self.place(key), []).append(key)
+        domains = {key[0] for key in keys}
+        if len(domains) == 1 and "quarantine" not in domains:  # a scan of thousands: one place holds a whole domain
+            groups[self.place(keys[0])] = list(keys)
+        else:
+            for key in keys:
+                groups.setdefault(self.place(key), []).append(key)
         found: dict[Key, Loaded[Row]] = {}
         damaged: dict[Key, str] = {}
         for place, members in groups.items():
@@ -338,17 +342,27 @@ class Store:
 
         Crash: All are marked or none.
         """
-        held = await self.quarantined(key.domain, key.entity_name)
-        changes: dict[Key, Row | None] = {}
-        for kept, loaded in held.items():
-            if stopped_key(kept) == key and loaded.version:
-                changes |= {kept: None, released_key(kept): loaded.row}
+        changes, expect = await self.release_changes(key)
         if not changes:
             raise NotFoundError(f"{key}: nothing of it is in quarantine", key=key)
-        await self._keeper.commit(changes, {kept: held[kept].version for kept in held if kept in changes})
+        await self._keeper.commit(changes, expect)
+        self.released(key)
+        return len(expect)
+
+    async def release_changes(self, key: Key) -> tuple[dict[Key, Row | None], dict[Key, int]]:
+        """Return what a commit must change and expect to release ``key``, so that a new row can come with it."""
+        changes: dict[Key, Row | None] = {}
+        expect: dict[Key, int] = {}
+        for kept, loaded in (await self.quarantined(key.domain, key.entity_name)).items():
+            if stopped_key(kept) == key and loaded.version:
+                changes |= {kept: None, released_key(kept): loaded.row}
+                expect[kept] = loaded.version
+        return changes, expect
+
+    def released(self, key: Key) -> None:
+        """Take note that a commit has released ``key``."""
         self._stopped.pop(key, None)
         self.damaged.pop(key, None)
-        return len(changes) // 2
 
     def is_stopped(self, key: Key) -> bool:
         """Whether unreleased bytes of ``key`` are in quarantine."""

@@ -20,10 +20,11 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from typing import NamedTuple, cast
 
-from ..contract import Guarantees, Head, How, Key, KeyPrefix, Op, Record
+from ..contract import Guarantees, Head, How, Key, KeyPrefix, Op, Record, WriterOp
 from ..errors import (
     ConflictError,
     CorruptedError,
@@ -46,22 +47,18 @@ _ROW_BYTES = 160
 _logger = logging.getLogger("holdfast")
 
 
-class _Waiting:
+class _Waiting(NamedTuple):
     """One call of ``commit`` that waits for a flush."""
 
-    __slots__ = ("changes", "entry", "future", "loop", "number", "op", "outcome", "scope")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, scope: str, number: int, op: Op) -> None:
-        self.loop = loop
-        self.future: asyncio.Future[int] = loop.create_future()
-        self.scope = scope
-        self.number = number
-        self.op = op
-        self.entry = b""
-        """Its bytes in the frame; none for a call that only waits for the commits before it."""
-        self.changes: dict[Key, Record | None] = {}
-        self.outcome: HoldfastError | None = None
-        """What it raises once the commits before it are durable."""
+    future: asyncio.Future[int]
+    told: int | HoldfastError
+    """What it returns or raises once this and the commits before it are durable."""
+    entry: bytes = b""
+    """Its bytes in the frame; none for a call that only waits for the commits before it."""
+    scope: str = ""
+    writer: str = ""
+    last: WriterOp = WriterOp(0, 0)
+    changes: Mapping[Key, Record | None] = {}
 
 
 class Committer:
@@ -147,27 +144,36 @@ class Committer:
         with self._lock:
             if self._refusal is not None:
                 raise FailedError(self._refusal, backend=self.name)
-            outcome: HoldfastError | None = None
-            number, repeated = 0, True
+            newest = self._newest
             try:
-                number, repeated = self._newest.decide(scope, changes, expect, op)
+                number, repeated = newest.decide(scope, changes, expect, op)
             except ConflictError as error:
-                outcome = error
-            if repeated and self._newest.number(scope) == self._durable.number(scope):
-                if outcome is not None:
-                    raise outcome
-                return number
-            waiting = _Waiting(loop, scope, number, Op(*op))
-            waiting.outcome = outcome
-            if not repeated:
-                op = waiting.op
-                waiting.entry = log.commit_entry(scope, number, op, changes)
-                waiting.changes = {
-                    key: None if payload is None else Record(payload, number, op) for key, payload in changes.items()
-                }
-                self._newest.scope(scope).apply(number, op, waiting.changes)
-            self._queue.put(waiting)
-            return waiting.future
+                return self._after_queued(loop, scope, error)
+            if repeated:
+                return self._after_queued(loop, scope, number)
+            if type(op) is not Op:
+                op = Op(*op)
+            records = {
+                key: None if payload is None else Record(payload, number, op) for key, payload in changes.items()
+            }
+            entry = log.commit_entry(scope, number, op, changes)
+            last = WriterOp(op[1], number)
+            future = loop.create_future()
+            newest.scope(scope).apply(number, op[0], last, records)
+            self._queue.put(_Waiting(future, number, entry, scope, op[0], last, records))
+        return future
+
+    def _after_queued(
+        self, loop: asyncio.AbstractEventLoop, scope: str, told: int | HoldfastError
+    ) -> asyncio.Future[int] | int:
+        """Tell what rests on commits that may still be queued only once they are durable."""
+        if self._newest.number(scope) == self._durable.number(scope):
+            if isinstance(told, HoldfastError):
+                raise told
+            return told
+        future: asyncio.Future[int] = loop.create_future()
+        self._queue.put(_Waiting(future, told))
+        return future
 
     def read(self, scope: str, keys: Sequence[Key]) -> dict[Key, Record]:
         """Return the durable records of ``keys`` as of one moment."""
@@ -229,9 +235,10 @@ class Committer:
             self.closed.set_result(None)
 
     def _begin(self, found: Opened) -> None:
-        if self._read_only:
-            refusal = f"{self.name} was opened read-only: nothing was written; close it and open it for writing"
-        else:
+        refusal: str | None = f"{self.name} was opened read-only: nothing was written; close it, open it for writing"
+        with self._lock:
+            self._durable, self._newest = found.state, found.state.copy()
+        if not self._read_only:
             refusal = None
             self._views = Views(
                 self._directory,
@@ -243,8 +250,7 @@ class Committer:
             )
             self._views.start({name: found.state.number(name) for name in found.state.names()})
         with self._lock:
-            self._durable, self._newest = found.state, found.state.copy()
-            if self._queue.empty():  # else it is to be closed at once
+            if not self.stopping:
                 self._readable, self._refusal = True, refusal
 
     def _durable_scopes(self) -> dict[str, Scope]:
@@ -293,19 +299,16 @@ class Committer:
                 self._checkpoint()
 
     def _flush(self, group: list[_Waiting]) -> None:
-        body = b"".join([waiting.entry for waiting in group])
+        body = group[0].entry if len(group) == 1 else b"".join([waiting.entry for waiting in group])
         if body:
             self._journal.append(body)
             with self._lock:
-                for waiting in group:
-                    if waiting.entry:
-                        self._durable.scope(waiting.scope).apply(waiting.number, waiting.op, waiting.changes)
+                for _, number, entry, scope, writer, last, changes in group:
+                    if entry:
+                        self._durable.scope(scope).apply(cast("int", number), writer, last, changes)
         _wake(group)
-        views = self._views
-        if body and views is not None:
-            for waiting in group:
-                if waiting.entry:
-                    views.changed(waiting.scope, waiting.number, waiting.changes)
+        if body and self._views is not None:
+            self._views.changed((scope, last[1], changes) for _, _, entry, scope, _, last, changes in group if entry)
 
     def _fail(self, group: list[_Waiting], error: HoldfastError) -> None:
         """Tell everybody who waits; carry on from what is durable, unless the journal is broken."""
@@ -318,16 +321,15 @@ class Committer:
             else:
                 self._newest = self._durable.copy()
         unknown = isinstance(error, UnknownOutcomeError)
-        for waiting in group:
-            if unknown and waiting.outcome is not None:
-                waiting.outcome = self._nothing_written(error)
-            else:
-                waiting.outcome = _again(error)
-        for waiting in behind:
-            # A repeated op has no entry of its own: what it repeats may be in the frame that failed.
-            lost = unknown and (waiting.entry or waiting.outcome is not None)
-            waiting.outcome = self._nothing_written(error) if lost else _again(error)
-        _wake(group + behind)
+        told: list[_Waiting] = []
+        for at, waiting in enumerate((*group, *behind)):
+            # Not in the frame that failed: queued behind it, or refused with a conflict. A repeated op has no entry
+            # of its own, but what it repeats may be in that frame.
+            unwritten = (at >= len(group) and waiting.entry) or isinstance(waiting.told, HoldfastError)
+            told.append(
+                _Waiting(waiting.future, self._nothing_written(error) if unknown and unwritten else _again(error))
+            )
+        _wake(told)
 
     def _nothing_written(self, error: HoldfastError) -> UnavailableError:
         told = UnavailableError(f"nothing was written, because the commit before failed: {error}", backend=self.name)
@@ -376,24 +378,30 @@ class Committer:
             self.closed.set_result(None)
 
 
-def _wake(group: Iterable[_Waiting]) -> None:
-    by_loop: dict[asyncio.AbstractEventLoop, list[_Waiting]] = {}
-    for waiting in group:
-        by_loop.setdefault(waiting.loop, []).append(waiting)
-    for loop, theirs in by_loop.items():
+def _wake(group: list[_Waiting]) -> None:
+    while group:
+        loop = group[0].future.get_loop()
+        if len(group) == 1:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_settle, group)
+            return
+        theirs = [waiting for waiting in group if waiting.future.get_loop() is loop]
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(_settle, theirs)
+        if len(theirs) == len(group):
+            return
+        group = [waiting for waiting in group if waiting.future.get_loop() is not loop]
 
 
 def _settle(group: list[_Waiting]) -> None:
     for waiting in group:
-        future = waiting.future
+        future, told = waiting[0], waiting[1]
         if future.done():  # cancelled meanwhile
             continue
-        if waiting.outcome is None:
-            future.set_result(waiting.number)
+        if isinstance(told, int):
+            future.set_result(told)
         else:
-            future.set_exception(waiting.outcome)
+            future.set_exception(told)
 
 
 def _again(error: HoldfastError) -> HoldfastError:

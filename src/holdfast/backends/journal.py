@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -155,7 +156,8 @@ class Journal:
         here = self._directory
         where = f"{here.path}/{META}/{LOG}"
         try:
-            found = log.replay(data)
+            with _without_collections():
+                found = log.replay(data)
             for scope, number in witness.heads.items():
                 head = found.state.scopes.get(scope, Scope()).number
                 if head < number:
@@ -286,6 +288,18 @@ class Journal:
                 self.suspect = True
                 _logger.warning(explain(error, f"cannot seal {self._directory.path}/{META}/{LOG}"))
         self.release()
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Spare the garbage collector: it would look again and again at thousands of rows that stay, and find nothing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _damaged(state: State) -> Iterator[tuple[str, Key]]:

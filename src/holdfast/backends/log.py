@@ -14,7 +14,8 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from itertools import accumulate
+from typing import NamedTuple, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -36,48 +37,41 @@ class Damaged(Exception):
     """The bytes are a damaged log: keep a copy, and do not go on. Says where."""
 
 
-class WrittenRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A row that a commit wrote: its payload follows the line."""
-
-    key: Key
-    length: int
-    crc: int
-
-
-class CommitLine(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One commit."""
+class CommitLine(msgspec.Struct, frozen=True):
+    """One commit. The payloads of ``write`` follow the line, each ended by a newline."""
 
     scope: str
     number: int
     op: Op
-    delete: tuple[Key, ...] = ()
-    write: tuple[WrittenRow, ...] = ()
+    delete: list[Key]
+    write: list[Key]
+    lengths: list[int]
+    """Of each payload, in bytes."""
+    sums: list[int]
+    """CRC-32 of each payload."""
 
 
-class KeptRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A live row of a snapshot: its payload follows the line."""
-
-    key: Key
-    version: int
-    op: Op
-    length: int
-    crc: int
-
-
-class SnapshotLine(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One scope as it stood."""
+class SnapshotLine(msgspec.Struct, frozen=True):
+    """One scope as it stood. The payloads of ``keys`` follow the line, each ended by a newline."""
 
     scope: str
     number: int
-    writers: tuple[tuple[str, int, int], ...] = ()
-    """Each writer's last op and its commit's number, the one that wrote longest ago first."""
-    rows: tuple[KeptRow, ...] = ()
+    writers: dict[str, WriterOp]
+    versions: list[int]
+    """Numbers of the commits that wrote the rows, each once."""
+    ops: list[Op]
+    """The op of each of ``versions``."""
+    keys: list[Key]
+    commits: list[int]
+    """For each key, where in ``versions`` and ``ops`` its commit stands."""
+    lengths: list[int]
+    sums: list[int]
 
 
 class GoneLine(msgspec.Struct, frozen=True):
     """Keys that were deleted before the snapshot, whose views may still be there."""
 
-    keys: tuple[Key, ...]
+    keys: list[Key]
 
 
 class SealLine(msgspec.Struct, frozen=True):
@@ -96,6 +90,7 @@ class WitnessLine(msgspec.Struct, frozen=True):
 
 _Line = TypeVar("_Line", CommitLine, SnapshotLine, GoneLine, SealLine, WitnessLine)
 _ENCODER = msgspec.json.Encoder()
+_CRC_C = crc32(b"c")
 _COMMIT = msgspec.json.Decoder(CommitLine)
 _SNAPSHOT = msgspec.json.Decoder(SnapshotLine)
 _GONE = msgspec.json.Decoder(GoneLine)
@@ -110,35 +105,44 @@ def _entry(tag: bytes, line: _Line) -> bytes:
 
 def commit_entry(scope: str, number: int, op: Op, changes: Mapping[Key, bytes | None]) -> bytes:
     """Return the bytes of one commit."""
-    written: list[tuple[Key, int, int]] = []
     deleted: list[Key] = []
-    parts: list[bytes] = [b""]
+    written: list[Key] = []
+    payloads: list[bytes] = []
+    lengths: list[int] = []
+    sums: list[int] = []
     for key, payload in changes.items():
         if payload is None:
             deleted.append(key)
         else:
-            written.append((key, len(payload), crc32(payload)))
-            parts += (payload, b"\n")
-    # msgspec checks no types when a Struct is made: plain lists and tuples encode as the declared ones, quicker.
-    line: Any = (scope, number, op, deleted, written)
-    parts[0] = _entry(b"c", CommitLine(*line))
-    return b"".join(parts)
+            written.append(key)
+            payloads.append(payload)
+            lengths.append(len(payload))
+            sums.append(crc32(payload))
+    text = _ENCODER.encode(CommitLine(scope, number, op, deleted, written, lengths, sums))
+    payloads.append(b"")
+    return b"c %08x %b\n%b" % (crc32(text, _CRC_C), text, b"\n".join(payloads))
 
 
 def snapshot_body(state: State, gone: Iterable[Key] = ()) -> bytes:
     """Return a frame body that holds every live row, head and writer, and the deleted keys that may have a view."""
-    parts: list[bytes] = [_entry(b"g", GoneLine(tuple(gone)))]
+    parts: list[bytes] = [_entry(b"g", GoneLine(list(gone)))]
     for name in state.names():
         scope = state.scopes[name]
-        damaged = scope.damaged
-        rows: Any = [
-            (key, version, op, len(payload), _UNREADABLE if key in damaged else crc32(payload))
-            for key, (payload, version, op) in scope.rows.items()
-        ]
-        writers: Any = [(writer, n, number) for writer, (n, number) in scope.writers.items()]
-        parts.append(_entry(b"s", SnapshotLine(name, scope.number, writers, rows)))
-        for record in scope.rows.values():
-            parts += (record.payload, b"\n")
+        keys = sorted(scope.rows)
+        records = [scope.rows[key] for key in keys]
+        ops = {record.version: record.op for record in records}
+        places = dict(zip(ops, range(len(ops)), strict=True))
+        payloads = [record.payload for record in records]
+        sums = [
+            _UNREADABLE if key in scope.damaged else crc32(payload)
+            for key, payload in zip(keys, payloads, strict=True)
+        ]  # fmt: skip
+        commits = [places[record.version] for record in records]
+        lengths = [*map(len, payloads)]
+        line = SnapshotLine(
+            name, scope.number, scope.writers, [*ops], [*ops.values()], keys, commits, lengths, sums
+        )  # fmt: skip
+        parts += (_entry(b"s", line), b"\n".join([*payloads, b""]))
     return b"".join(parts)
 
 
@@ -210,31 +214,39 @@ class Replay:
         self.flawed_frames = 0
         """How many frames do not match their checksum although every row in them may."""
 
-    def _commit(self, line: CommitLine, payloads: list[bytes], damaged: list[Key]) -> None:
+    def _commit(self, line: CommitLine, data: bytes, at: int, end: int, trusted: bool) -> int:
+        at, payloads = _payloads(data, at, end, line.write, line.lengths)
         scope = self.state.scope(line.scope)
-        if line.number != scope.number + 1:
-            raise Damaged(f"commit {line.number} of scope {line.scope} follows {scope.number}")
-        op, number = line.op, line.number
+        number, op = line.number, line.op
+        if number != scope.number + 1:
+            raise Damaged(f"commit {number} of scope {line.scope} follows {scope.number}")
         changes: dict[Key, Record | None] = dict.fromkeys(line.delete)
-        for row, payload in zip(line.write, payloads, strict=True):
-            changes[row.key] = Record(payload, number, op)
-        scope.apply(number, op, changes)
-        scope.damaged.update(damaged)
+        changes.update(zip(line.write, [Record(payload, number, op) for payload in payloads], strict=True))
+        scope.apply(number, op.writer, WriterOp(op.n, number), changes)
+        if not trusted:
+            scope.damaged.update(_damaged(line.write, payloads, line.sums))
         if line.delete:
             self.gone.update(line.delete)
         if self.gone:
-            self.gone.difference_update(row.key for row in line.write)
+            self.gone.difference_update(line.write)
+        return at
 
-    def _snapshot(self, line: SnapshotLine, payloads: list[bytes], damaged: list[Key]) -> None:
+    def _snapshot(self, line: SnapshotLine, data: bytes, at: int, end: int, trusted: bool) -> int:
+        at, payloads = _payloads(data, at, end, line.keys, line.lengths)
         if line.scope in self.state.scopes:
             raise Damaged(f"a second snapshot of scope {line.scope}")
         scope = self.state.scopes[line.scope] = Scope()
-        scope.number = line.number
-        scope.writers = {writer: WriterOp(n, number) for writer, n, number in line.writers}
-        rows = line.rows
-        records = map(Record, payloads, [row.version for row in rows], [row.op for row in rows])
-        scope.rows = dict(zip([row.key for row in rows], records, strict=True))
-        scope.damaged = {*damaged, *(row.key for row in rows if row.crc == _UNREADABLE)}
+        scope.number, scope.writers = line.number, line.writers
+        versions, ops = map(line.versions.__getitem__, line.commits), map(line.ops.__getitem__, line.commits)
+        # Thousands of rows at once: tuple.__new__ is what Record() comes to, without a call in Python for each.
+        make = tuple.__new__
+        records = [make(Record, fields) for fields in zip(payloads, versions, ops, strict=True)]
+        scope.rows = dict(zip(line.keys, records, strict=True))
+        if not trusted:
+            scope.damaged.update(_damaged(line.keys, payloads, line.sums))
+        elif line.sums and min(line.sums) < 0:
+            scope.damaged.update(key for key, crc in zip(line.keys, line.sums, strict=True) if crc == _UNREADABLE)
+        return at
 
     def body(self, data: bytes, at: int, end: int, *, trusted: bool) -> None:
         """Apply one frame's body; ``trusted`` when its checksum holds, so that no other needs to be looked at."""
@@ -247,38 +259,32 @@ class Replay:
             at = stop + 1
             try:
                 if tag == b"c ":
-                    commit = _COMMIT.decode(text)
-                    at, payloads, damaged = _payloads(data, at, end, commit.write, trusted=trusted)
-                    self._commit(commit, payloads, damaged)
+                    at = self._commit(_COMMIT.decode(text), data, at, end, trusted)
                     self.sealed = False
                 elif tag == b"s ":
-                    snapshot = _SNAPSHOT.decode(text)
-                    at, payloads, damaged = _payloads(data, at, end, snapshot.rows, trusted=trusted)
-                    self._snapshot(snapshot, payloads, damaged)
+                    at = self._snapshot(_SNAPSHOT.decode(text), data, at, end, trusted)
                 elif tag == b"g ":
                     self.gone.update(_GONE.decode(text).keys)
                 elif tag == b"e ":
                     _SEAL.decode(text)
                 else:
                     raise NotOurs(f"it holds an entry {tag!r} that this version does not know: upgrade holdfast")
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, ValueError, IndexError) as error:
                 raise Damaged(f"the entry before byte {at} cannot be read: {error}") from error
 
 
-def _payloads(
-    data: bytes, at: int, end: int, rows: tuple[WrittenRow, ...] | tuple[KeptRow, ...], *, trusted: bool
-) -> tuple[int, list[bytes], list[Key]]:
-    payloads: list[bytes] = []
-    damaged: list[Key] = []
-    for row in rows:
-        stop = at + row.length
-        payloads.append(data[at:stop])
-        if not trusted and crc32(payloads[-1]) != row.crc:
-            damaged.append(row.key)
-        at = stop + 1
-    if at > end:
-        raise Damaged(f"the payloads before byte {at} reach over the end of their frame")
-    return at, payloads, damaged
+def _payloads(data: bytes, at: int, end: int, keys: list[Key], lengths: list[int]) -> tuple[int, list[bytes]]:
+    """Return where the payloads that begin at ``at`` end, and the payloads."""
+    if len(keys) != len(lengths) or (lengths and min(lengths) < 0):
+        raise Damaged(f"the entry before byte {at} does not fit together")
+    starts = [*accumulate([length + 1 for length in lengths], initial=at)]  # a newline ends each payload
+    if starts[-1] > end:
+        raise Damaged(f"the payloads from byte {at} reach over the end of their frame")
+    return starts[-1], [data[start : start + length] for start, length in zip(starts, lengths, strict=False)]
+
+
+def _damaged(keys: list[Key], payloads: list[bytes], sums: list[int]) -> list[Key]:
+    return [key for key, payload, crc in zip(keys, payloads, sums, strict=True) if crc32(payload) != crc]
 
 
 def _require_log(data: bytes) -> None:

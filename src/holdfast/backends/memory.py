@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from ..contract import Guarantees, Head, How, Key, KeyPrefix, Op, Record, Survives
+from ..contract import Guarantees, Head, How, Key, KeyPrefix, Op, Record, Survives, WriterOp
 from ..errors import FailedError
 from .state import State
 
@@ -67,9 +67,8 @@ class MemoryBackend:
         number, repeated = self._state.decide(scope, changes, expect, op)
         if not repeated:
             op = Op(*op)
-            self._state.scope(scope).apply(
-                number, op, {key: None if p is None else Record(p, number, op) for key, p in changes.items()}
-            )
+            records = {key: None if p is None else Record(p, number, op) for key, p in changes.items()}
+            self._state.scope(scope).apply(number, op.writer, WriterOp(op.n, number), records)
         return number
 
     async def head(self, scope: str) -> Head:

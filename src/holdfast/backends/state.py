@@ -3,14 +3,13 @@
 Invariants:
 
 * A scope's ``number`` is the number of its last applied commit; applying takes ``number + 1`` only.
-* ``writers`` is ordered by when each wrote last, so the first one is the one to forget.
+* The writer that wrote longest ago is the first to be forgotten.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from ..contract import MAX_PAYLOAD_BYTES, MAX_WRITERS, Head, Key, KeyPrefix, Op, Record, WriterOp
 from ..errors import ConflictError, InvalidInputError
@@ -48,13 +47,6 @@ def require_scope(scope: object) -> None:
         raise InvalidInputError(f"{scope!r:.80} is not a scope: use 1 to 64 characters from A-Z a-z 0-9 . _ -")
 
 
-class Decision(NamedTuple):
-    """What a commit comes to: its number, and whether it is the repetition of one that was applied."""
-
-    number: int
-    repeated: bool
-
-
 class Scope:
     """One scope's rows, commit number and writers."""
 
@@ -76,23 +68,22 @@ class Scope:
         twin.damaged = self.damaged.copy()
         return twin
 
-    def apply(self, number: int, op: Op, changes: Mapping[Key, Record | None]) -> None:
-        """Apply commit ``number``, which follows the last one."""
+    def apply(self, number: int, writer: str, last: WriterOp, changes: Mapping[Key, Record | None]) -> None:
+        """Apply commit ``number`` of ``writer``; it follows the scope's last one."""
         assert number == self.number + 1, (number, self.number)
         self.number = number
         rows = self.rows
         for key, record in changes.items():
-            if record is None:
-                rows.pop(key, None)
-            else:
+            if record is not None:
                 rows[key] = record
+            elif key in rows:
+                del rows[key]
         if self.damaged:
             self.damaged.difference_update(changes)
         writers = self.writers
-        writers.pop(op.writer, None)
-        writers[op.writer] = WriterOp(op.n, number)
+        writers[writer] = last
         if len(writers) > MAX_WRITERS:
-            del writers[next(iter(writers))]
+            del writers[min(writers, key=lambda name: writers[name].number)]
 
 
 class State:
@@ -116,8 +107,10 @@ class State:
             found = self.scopes[name] = Scope()
         return found
 
-    def decide(self, name: str, changes: Mapping[Key, bytes | None], expect: Mapping[Key, int], op: Op) -> Decision:
-        """Check a commit without applying it.
+    def decide(
+        self, name: str, changes: Mapping[Key, bytes | None], expect: Mapping[Key, int], op: Op
+    ) -> tuple[int, bool]:
+        """Check a commit without applying it; return its number, and whether it repeats one that was applied.
 
         Raises:
             ConflictError: Some ``expect`` does not hold, or a later op of this writer was applied.
@@ -132,26 +125,23 @@ class State:
         if last is None:
             if not _is_writer(writer):
                 raise InvalidInputError(f"op.writer is {writer!r:.80}: use 1 to {_MAX_WRITER} printable characters")
-        elif n == last.n:
-            return Decision(last.number, repeated=True)
-        elif n < last.n:
+        elif n == last[0]:
+            return last[1], True
+        elif n < last[0]:
             raise ConflictError(f"op {n} of writer {writer} comes after its op {last.n}: that writer has moved on")
         if type(n) is not int or not 0 <= n < 2**63:
             raise InvalidInputError(f"op.n is {n!r:.40}: use an int from 0 to 2**63 - 1")
         rows = scope.rows
-        clashes = [key for key, version in expect.items() if _version(rows.get(key)) != version]
-        if clashes:
-            raise ConflictError(
-                f"{', '.join(map(str, clashes[:3]))}: not at the expected version: read again, then decide again",
-                keys=clashes,
-            )
+        for key, version in expect.items():
+            if _version(rows.get(key)) != version:
+                raise _conflict([key for key, version in expect.items() if _version(rows.get(key)) != version])
         for key, payload in changes.items():
             if key not in rows:
                 require_key(key)
                 self._require_home(name, key)
             if payload is not None and (type(payload) is not bytes or len(payload) > MAX_PAYLOAD_BYTES):
                 raise _refused_payload(key, payload)
-        return Decision(scope.number + 1, repeated=False)
+        return scope.number + 1, False
 
     def _require_home(self, name: str, key: Key) -> None:
         for other, scope in self.scopes.items():
@@ -172,9 +162,10 @@ class State:
     def keys(self, name: str, prefix: KeyPrefix) -> list[Key]:
         """Return the scope's keys under ``prefix`` in byte order."""
         rows = self.scopes.get(name, _NONE).rows
-        if prefix == KeyPrefix():
-            return sorted(rows)
-        return sorted(key for key in rows if prefix.matches(key))
+        domain, entity_name = prefix
+        if domain and not entity_name:
+            return sorted([key for key in rows if key[0] == domain])
+        return sorted(filter(prefix.matches, rows) if domain or entity_name else rows)
 
     def names(self) -> list[str]:
         """Return the scopes that have had a commit, in byte order."""
@@ -186,6 +177,11 @@ _NONE = Scope()  # never changed: stands for a scope without commits
 
 def _version(record: Record | None) -> int:
     return 0 if record is None else record.version
+
+
+def _conflict(keys: list[Key]) -> ConflictError:
+    names = ", ".join(map(str, keys[:3]))
+    return ConflictError(f"{names}: not at the expected version: read again, then decide again", keys=keys)
 
 
 def _refused_payload(key: Key, payload: object) -> InvalidInputError:

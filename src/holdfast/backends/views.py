@@ -14,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -74,6 +75,8 @@ class Views:
         self._witnessed: bytes = b""
         self._complained = False
         self._abandoned = False
+        self._unchecked = False
+        """The check of all views met a failing call, so what they show is not known."""
         self._thread = threading.Thread(target=self._run, name="holdfast-views", daemon=True)
 
     def start(self, heads: Mapping[str, int]) -> None:
@@ -81,13 +84,14 @@ class Views:
         self._heads = dict(heads)
         self._thread.start()
 
-    def changed(self, scope: str, number: int, changes: Mapping[Key, Record | None]) -> None:
-        """Take note of a durable commit."""
+    def changed(self, commits: Iterable[tuple[str, int, Mapping[Key, Record | None]]]) -> None:
+        """Take note of durable commits: scope, number and changes of each."""
         with self._lock:
-            self._pending.update(changes)
-            self._heads[scope] = number
-            if self._touched is not None:
-                self._touched.update(changes)
+            for scope, number, changes in commits:
+                self._pending.update(changes)
+                self._heads[scope] = number
+                if self._touched is not None:
+                    self._touched.update(changes)
         if not self._wake.is_set():
             self._wake.set()
 
@@ -160,7 +164,7 @@ class Views:
             self._taken = {}
         if failed:
             return
-        if self._touched is None:
+        if self._touched is None and not self._unchecked:
             self._shown = heads
         try:
             text = log.witness_text(heads, self._shown)
@@ -172,6 +176,7 @@ class Views:
             self._complain(error, WITNESS)
 
     def _complain(self, error: OSError, what: str) -> None:
+        self._unchecked = self._unchecked or self._touched is not None
         if not self._complained:
             self._complained = True
             _logger.warning(explain(error, f"the view of {what} in {self._directory.path} waits"))
@@ -247,8 +252,11 @@ class Views:
             checked += 1
             if checked % _CHECKED_AT_ONCE == 0:
                 yield
-        for place, (key, record, _) in rows.items():
-            self._mend(place, key, record)
+        for place, missing in rows.items():
+            try:
+                self._check(place, missing, False)
+            except OSError as error:
+                self._complain(error, "/".join(place))
             checked += 1
             if checked % _CHECKED_AT_ONCE == 0:
                 yield
@@ -261,7 +269,12 @@ class Views:
     def _files(self, at: int, place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         """Walk the files below the base directory, two directories deep; sweep our leftover temporary files."""
         disk = self._disk
-        for name in sorted(disk.listdir(at)):
+        try:
+            names = sorted(disk.listdir(at))
+        except OSError as error:
+            self._complain(error, "/".join(place))
+            return
+        for name in names:
             if not place and name == META:
                 continue
             try:
@@ -289,24 +302,29 @@ class Views:
                 _logger.warning("%s in %s is not Holdfast's: left alone", "/".join(place), self._directory.path)
             return
         key, record, settled = found
-        *directories, name = place
-        with self._inside(tuple(directories)) as at:
-            if self._disk.stat(name, at=at).kind is not Kind.FILE:
-                raise OSError(40, "the view is a link or a directory", name)
-            with opened(self._disk, self._disk.open_file(name, Mode.READ, at=at)) as fd:
-                text = self._disk.read(fd)
+        text: bytes | None = None
+        with contextlib.suppress(FileNotFoundError):
+            text = self._read(place)
         if text == record.payload + b"\n":
             return
         with self._lock:
             if self._touched is not None and key in self._touched:
                 return  # changed meanwhile, and written by its own round
-        if settled:
+        if settled and text is not None:
             kept = self._directory.keep("view." + "=".join(place), text)
             _logger.warning(
                 "the view %s in %s was edited or damaged: its bytes are in %s, and it shows the stored row again",
                 "/".join(place), self._directory.path, kept,
             )  # fmt: skip
         self._mend(place, key, record)
+
+    def _read(self, place: tuple[str, ...]) -> bytes:
+        *directories, name = place
+        with self._inside(tuple(directories)) as at:
+            if self._disk.stat(name, at=at).kind is not Kind.FILE:
+                raise OSError(errno.ELOOP, "it is a link or a directory", name)
+            with opened(self._disk, self._disk.open_file(name, Mode.READ, at=at)) as fd:
+                return self._disk.read(fd)
 
     def _mend(self, place: tuple[str, ...], key: Key, record: Record) -> None:
         with self._lock:

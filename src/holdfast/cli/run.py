@@ -6,29 +6,26 @@ import argparse
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from typing import Any
-
-import msgspec
+from pathlib import Path
 
 from ..adapters import current_routes, default_store, use_store
-from ..contract import Backend, Key, Survives
+from ..contract import Backend, Guarantees, Survives
 from ..errors import HoldfastError, InvalidInputError
 from ..listeners import Failure, Tick, default_listeners
 from ..live import Live
 from ..market.process import MarketProcess
 from ..market.replay import ReplayMarket
-from ..names import Context
 from ..registry import default_registry
-from ..rows import Event, Row
+from ..rows import Event
 from ..shared import close_stores
 from ..store import Store
 from ..urls import open_backend
 from .exits import OK, exit_code
 from .loading import load_bot
 from .plan import DEFAULT_SPEED, Plan, make_plan
-from .screen import Board, LiveScreen, PlainScreen, describe
+from .screen import Board, Line, LiveScreen, PlainScreen, describe
 from .tables import fancy
 
 _REDRAW_SECONDS = 0.25
@@ -63,7 +60,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--json", action="store_true", help="one JSON object for each event, and a summary")
     # For the proof kit, which watches and kills this process from outside.
     parser.add_argument("--witness-fd", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--kill-at", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--kill-at", help=argparse.SUPPRESS)
     parser.set_defaults(command=_run_command)
 
 
@@ -105,8 +102,7 @@ class _Run:
         try:
             async with self._open_store() as store:
                 self._catch_signals()
-                title = f"{len(self._plan.contexts)} contexts, {self._plan.market}, store {store.guarantees.backend}"
-                board = Board(self._plan.contexts, f"{title}, a commit survives {store.guarantees.survives.name}")
+                board = Board(self._plan.contexts, self._title(store.guarantees))
                 store.observers.append(board.committed)
                 table = fancy(plain=self._options.plain or self._options.json)
                 screen = LiveScreen(board) if table else PlainScreen(board, json=self._options.json)
@@ -118,6 +114,12 @@ class _Run:
             if self._market is not None:
                 await self._market.close()
         return self._code
+
+    def _title(self, promise: Guarantees) -> str:
+        count = len(self._plan.contexts)
+        where = promise.backend.replace(f"{Path.cwd()}{os.sep}", f".{os.sep}")
+        what = f"{count} context{'s' if count != 1 else ''}, {self._plan.market}"
+        return f"{what}, store {where}, a commit survives {promise.survives.name}"
 
     async def _follow(self, store: Store, board: Board, screen: LiveScreen | PlainScreen) -> None:
         def told(news: Event | Tick) -> None:
@@ -139,7 +141,7 @@ class _Run:
                                exchange_name=context.exchange_name, store=store))
             for context in self._plan.contexts
         ]  # fmt: skip
-        tasks = [asyncio.create_task(self._one(context, events, board, screen)) for context, events in runs]
+        tasks = [asyncio.create_task(self._one(board.lines[context], events)) for context, events in runs]
         stop = asyncio.create_task(self._interrupted.wait())
         loop = asyncio.get_running_loop()
         limited = self._options.minutes is not None and self._options.market is None
@@ -161,19 +163,16 @@ class _Run:
             if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
                 raise outcome
 
-    async def _one(
-        self, context: Context, events: AsyncIterator[Event], board: Board, screen: LiveScreen | PlainScreen
-    ) -> None:
-        line = board.lines[context]
+    async def _one(self, line: Line, events: AsyncIterator[Event]) -> None:
         try:
             async for _ in events:
                 pass
             line.ended = "ended"
         except HoldfastError as error:
-            # The other contexts go on: one that was taken over must not stop the rest.
+            # Told by the error listeners already. The other contexts go on: one that was taken over must not
+            # stop the rest.
             line.ended = type(error).__name__
             self._code = max(self._code, exit_code(error))
-            screen.fail(f"{context}: {error}")
 
     def _catch_signals(self) -> None:
         def interrupt() -> None:
@@ -188,9 +187,9 @@ class _Run:
     @asynccontextmanager
     async def _open_store(self) -> AsyncIterator[Store]:
         where = self._options.store
-        if where is None and self._options.kill_at is None:
+        if where is None and self._options.kill_at is None and self._options.witness_fd is None:
             try:
-                yield self._watched(await default_store())
+                yield await default_store()
             finally:
                 await close_stores()
             return
@@ -199,27 +198,14 @@ class _Run:
         await store.open()
         use_store(store)  # what the user's file reads and writes through the adapters lies there too
         try:
-            yield self._watched(store)
+            yield store
         finally:
             use_store(None)
             await store.close()
 
     def _backend(self, where: str) -> Backend:
-        if self._options.kill_at is None:
+        if self._options.kill_at is None and self._options.witness_fd is None:
             return open_backend(where)
-        from ..backends.disk import OsDisk
-        from ..backends.file import FileBackend
-        from ..testing.killer import KillerDisk
+        from ..testing.watched import watched_backend
 
-        return FileBackend(where, disk=KillerDisk(OsDisk(), self._options.kill_at))
-
-    def _watched(self, store: Store) -> Store:
-        fd = self._options.witness_fd
-        if fd is not None:
-
-            def tell(scope: str, number: int, changes: Mapping[Key, Row | None]) -> None:
-                rows: dict[str, Any] = {str(key): 0 if row is None else number for key, row in changes.items()}
-                os.write(fd, msgspec.json.encode({"scope": scope, "number": number, "rows": rows}) + b"\n")
-
-            store.observers.append(tell)
-        return store
+        return watched_backend(where, witness_fd=self._options.witness_fd, kill_at=self._options.kill_at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import deque
@@ -176,11 +177,9 @@ def draw(board: Board) -> Group:
 def _signal_text(line: Line) -> Any:
     from rich.text import Text
 
-    if line.ended:
-        return Text(line.ended, "yellow")
     signal = line.signal or line.waiting
     if signal is None:
-        return Text("-", "dim")
+        return Text(line.ended or "-", "dim")
     side = "bold green" if signal.position == "long" else "bold magenta"
     what = "" if line.signal else "waits for "
     aims = f" → {number(signal.price_take_profit)} | {number(signal.price_stop_loss)}"
@@ -217,7 +216,12 @@ class PlainScreen:
             self._write(self._board.footer())
 
     def _write(self, text: str) -> None:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            # Whoever read our lines is gone (``| head``). That is no reason to leave positions unwatched.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.fail("nobody reads standard output any more; the run goes on without it")
 
 
 class LiveScreen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -63,11 +64,14 @@ def moment(ms: int) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return a price with at most eight decimals."""
+    """Return a price with seven significant digits and no exponent, for people; JSON output keeps every digit."""
     if value is None:
         return "-"
-    text = f"{value:.8f}".rstrip("0").rstrip(".")
-    return "0" if text in ("-0", "") else text
+    if not value or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = min(max(6 - math.floor(math.log10(abs(value))), 0), 15)
+    text = f"{value:.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if decimals else text
 
 
 def percent(value: float | None) -> str:

@@ -113,7 +113,7 @@ def _csv_rows(file: Path) -> Iterable[tuple[int, Sequence[Any]]]:
             if first:
                 first = False
                 if not _is_number(row[0]):
-                    order = _order([name.strip().lower() for name in row]) or order
+                    order = _header_order(file, row)
                     if not _is_number(row[-1]):
                         continue
             if len(row) < 6:
@@ -132,6 +132,21 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _header_order(file: Path, row: Sequence[str]) -> Sequence[int]:
+    """Return where the six columns stand by the header, or the common order where it does not name them."""
+    names = [name.strip().lower() for name in row]
+    order = _order(names)
+    if order is not None:
+        return order
+    for at, name in enumerate(_COLUMNS):
+        if name in names and names.index(name) != at:
+            raise InvalidInputError(
+                f"{file}, line 1: the header has {name} in another place than the common order, and does not name "
+                f"all of {', '.join(_COLUMNS)}: name all six"
+            )
+    return range(6)
 
 
 def _order(names: Sequence[str]) -> list[int] | None:

@@ -208,6 +208,8 @@ class ReplayMarket:
         # Requests that come together share one attempt; a cancelled one must not cancel it for the others.
         if self._connecting is None or self._connecting.done() or self._connecting.get_loop() is not loop:
             self._connecting = loop.create_task(self._connect())
+            # Where everybody who asked was cancelled meanwhile, nobody else looks at its failure.
+            self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await asyncio.shield(self._connecting)
 
     async def _connect(self) -> _Connection:

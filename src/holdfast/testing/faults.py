@@ -14,6 +14,7 @@ from ..backends.disk import Disk, Entry, Mode
 from ..contract import Backend, Guarantees, Head, Key, KeyPrefix, Op, Record
 from ..errors import FailedError, UnavailableError, UnknownOutcomeError
 
+_NEVER_FAIL = frozenset(("close", "filesystem"))
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EACCES, errno.EROFS)
 """What a disk says when it is full, broken, out of descriptors, closed to us, or read-only."""
 
@@ -139,14 +140,14 @@ class FaultyDisk(WrappedDisk):
         self.at = 0
 
     def before(self, call: str) -> None:
-        """Count the call; fail it if it is its turn. Closing frees the descriptor all the same."""
+        """Count the call; fail it if it is its turn. Closing always works: it frees the descriptor whatever it says."""
         with self._lock:
             self.names[call] += 1
-            if self.kind and call != self.kind:
+            if (self.kind and call != self.kind) or call in _NEVER_FAIL:
                 return
             self.calls += 1
             due = self.at and (self.calls == self.at or (self.lasting and self.calls > self.at))
-            if not due or call in ("close", "filesystem") or (self.error == "short" and call != "write"):
+            if not due or (self.error == "short" and call != "write"):
                 return
             self.hits += 1
         if self.error != "short":

@@ -49,6 +49,7 @@ class _Commit:
         self.op = op
         self.changes = dict(changes)
         self.begun = begun
+        self.sent = 1
         self.acknowledged: int | None = None
         self.number: int | None = None
 
@@ -66,8 +67,9 @@ class History:
         self.moment += 1
         known = self._commits.setdefault(scope, [])
         for commit in known:
-            if commit.op == op and commit.number is not None:
-                return commit  # sent again
+            if commit.op == op:
+                commit.sent += 1
+                return commit
         known.append(_Commit(op, changes, self.moment))
         return known[-1]
 
@@ -80,9 +82,9 @@ class History:
             commit.acknowledged = self.moment
 
     def forget(self, scope: str, commit: _Commit) -> None:
-        """Note that a commit was refused: it must never appear."""
+        """Note that a commit was refused: it must never appear. (Of one that was sent twice, the first may.)"""
         self.moment += 1
-        if commit.number is None:
+        if commit.number is None and commit.sent == 1:
             self._commits[scope].remove(commit)
 
     def acted_on(self, state: State) -> None:
@@ -103,6 +105,12 @@ class History:
                     known.remove(commit)
                 else:
                     commit.number, commit.acknowledged = number, self.moment
+
+    def learn(self, scope: str, op: Op, number: int) -> None:
+        """Note that somebody saw the number of a commit whose own answer never came (it was cancelled, say)."""
+        for commit in self._commits.get(scope, []):
+            if commit.op == op and commit.number is None:
+                self.acknowledge(commit, number)
 
     def violation(self, state: State, moment: int) -> str | None:
         """Tell what is wrong with a state recovered after a cut at ``moment``; None if nothing is."""
@@ -159,12 +167,17 @@ class Witnessed:
         self.history = history
 
     async def open(self, *, read_only: bool = False) -> Guarantees:
-        """Open the backend."""
-        return await self.backend.open(read_only=read_only)
+        """Open the backend; what it holds counts as acted on, since its user goes on from there."""
+        guarantees = await self.backend.open(read_only=read_only)
+        self.history.acted_on(await observe(self.backend))
+        return guarantees
 
     async def read(self, scope: str, keys: Sequence[Key]) -> dict[Key, Record]:
         """Read from the backend."""
-        return await self.backend.read(scope, keys)
+        found = await self.backend.read(scope, keys)
+        for record in found.values():
+            self.history.learn(scope, record.op, record.version)
+        return found
 
     async def commit(
         self, scope: str, changes: Mapping[Key, bytes | None], expect: Mapping[Key, int], *, op: Op
@@ -181,7 +194,10 @@ class Witnessed:
 
     async def head(self, scope: str) -> Head:
         """Ask the backend."""
-        return await self.backend.head(scope)
+        head = await self.backend.head(scope)
+        for writer, last in head.writers.items():
+            self.history.learn(scope, Op(writer, last.n), last.number)
+        return head
 
     async def keys(self, scope: str, prefix: KeyPrefix = KeyPrefix()) -> AsyncIterator[Key]:
         """Ask the backend."""

@@ -25,6 +25,11 @@ class KillerDisk(WrappedDisk):
         self.calls = 0
         self._lock = threading.Lock()
 
+    def arm(self, step: int) -> None:
+        """Die before the ``step``-th changing call from now on."""
+        with self._lock:
+            self.kill_at = self.calls + step
+
     def before(self, call: str) -> None:
         """Die if it is time."""
         if call not in CHANGING:

@@ -84,7 +84,7 @@ class Ground:
         self._backend: Backend | None = None
 
     async def start(self, *, kill_at: int | None = None, failing_syncs: frozenset[int] = frozenset()) -> Backend:
-        """Start a new process: open a backend, read everything and act on it.
+        """Start a new process: open a backend; from here on what it holds counts as acted on.
 
         Args:
             kill_at: The process dies before the medium's changing call of this number.
@@ -93,9 +93,13 @@ class Ground:
         self.disk = SimulatedDisk(self.medium)
         self.disk.kill_at = kill_at
         self.disk.failing_syncs = set(failing_syncs)
+        backend = self.backend()
+        await backend.open()
+        return backend
+
+    def backend(self) -> Backend:
+        """Return a backend that is not open yet, on the disk of the process that runs now."""
         self._backend = Witnessed(self.make(self.disk), self.history)
-        await self._backend.open()
-        self.history.acted_on(await observe(self._backend))
         return self._backend
 
     async def stop(self) -> None:

@@ -8,7 +8,7 @@ is forgotten. :class:`Witness` reads them and later looks into the store, read-o
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -38,28 +38,28 @@ _DECODER = msgspec.json.Decoder(_Line)
 
 
 class Reporter:
-    """Appends lines to the witness's file; each is one write, so a kill leaves whole lines and at most one torn."""
+    """Appends lines to the witness's open file or pipe; each is one write, so a kill leaves whole lines."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
         self._pid = os.getpid()
+        self._ready = False
 
     def tell(self, line: _Line) -> None:
         """Append a line."""
         line.pid = self._pid
-        os.write(self._fd, _ENCODER.encode(line) + b"\n")
+        if self._fd is not None:
+            os.write(self._fd, _ENCODER.encode(line) + b"\n")
 
     def ready(self) -> None:
-        """Tell that recovery is over."""
-        self.tell(_Line("ready"))
+        """Tell, once, that recovery is over."""
+        if not self._ready:
+            self._ready = True
+            self.tell(_Line("ready"))
 
     def told(self, event_id: str) -> None:
-        """Tell that a listener has been given this event."""
+        """Tell that the listeners are being given this event."""
         self.tell(_Line("told", events=[event_id]))
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
 
 
 def phase_of(changes: Mapping[Key, bytes | None]) -> str:
@@ -86,9 +86,10 @@ def phase_of(changes: Mapping[Key, bytes | None]) -> str:
 class Reporting:
     """A backend that reports each commit before it is sent and after it was acknowledged."""
 
-    def __init__(self, backend: Backend, reporter: Reporter) -> None:
+    def __init__(self, backend: Backend, reporter: Reporter, begun: Callable[[str], None] = lambda phase: None) -> None:
         self.backend = backend
         self.reporter = reporter
+        self.begun = begun
 
     async def open(self, *, read_only: bool = False) -> Guarantees:
         """Open the backend."""
@@ -104,6 +105,7 @@ class Reporting:
         """Commit, and report before and after."""
         phase = phase_of(changes)
         self.reporter.tell(_Line("begin", phase=phase, scope=scope))
+        self.begun(phase)
         number = await self.backend.commit(scope, changes, expect, op=op)
         rows = [(key, -1 if payload is None else crc32(payload)) for key, payload in changes.items()]
         self.reporter.tell(_Line("done", phase=phase, scope=scope, number=number, rows=rows))

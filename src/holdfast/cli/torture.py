@@ -1,0 +1,124 @@
+"""``holdfast torture``: kill a live run again and again, and compare with one that was never killed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..errors import InvalidInputError
+from ..registry import default_registry
+from ..testing.torture import Plan, Round, torture
+from .exits import LOSS, OK
+from .loading import load_bot
+from .plan import make_plan
+from .tables import fancy, print_json, print_table
+
+_MINUTES = 3000
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "torture",
+        help="kill a run again and again, and compare with one that was never killed",
+        description="Run BOT.py over a market that waits for it, kill the process with SIGKILL at random instants and "
+        "at numbered steps, also while it recovers, and compare what is stored at the end, byte for byte, with a run "
+        "over the same candles that was never killed. Exit code 1 on any loss.",
+    )
+    parser.add_argument("bot", metavar="BOT.py", help="a Python file that adds strategies")
+    parser.add_argument("--kills", type=int, default=100, metavar="N", help="how many random kills (default: 100)")
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="for the market and the kills (default: 1)")
+    parser.add_argument("--symbols", default="", metavar="A,B", help="run on these (default: each strategy's own)")
+    parser.add_argument("--market", metavar="FILE[,FILE…]", help="candle files (default: a synthetic market)")
+    parser.add_argument("--minutes", type=int, metavar="N", help=f"of market in a round of 100 kills ({_MINUTES})")
+    parser.add_argument("--steps", action="store_true", help="first kill at every numbered step")
+    parser.add_argument("--resume", metavar="DIR", help="keep results there, and go on where an earlier call stopped")
+    parser.add_argument("--time-cap", type=float, default=0.0, metavar="SECONDS", help="begin no round after so long")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    parser.add_argument("--plain", action="store_true", help="no colours, no bar")
+    parser.set_defaults(command=_torture)
+
+
+def _torture(options: argparse.Namespace) -> int:
+    if options.kills < 0:
+        raise InvalidInputError(f"--kills is {options.kills}: at least 0 is needed")
+    load_bot(options.bot)
+    symbols = [symbol for symbol in options.symbols.split(",") if symbol]
+
+    def market(seed: int) -> tuple[str, ...]:
+        return make_plan(
+            default_registry, symbols=symbols, market=options.market or f"synthetic:{seed}", speed="wait",
+            minutes=options.minutes or (None if options.market else _MINUTES),
+        ).server  # fmt: skip
+
+    market(options.seed)  # complains now, not in the middle
+    run = ("--symbols", options.symbols) if symbols else ()
+    with tempfile.TemporaryDirectory(prefix="holdfast-torture-") as scratch:
+        plan = Plan(
+            bot=str(Path(options.bot).resolve()), kills=options.kills, seed=options.seed, steps=options.steps,
+            work=options.resume or scratch, time_cap_seconds=options.time_cap, market=market, run=run,
+        )  # fmt: skip
+        with _progress(plain=options.plain or options.json) as progress:
+            found = torture(plan, progress)
+    if options.json:
+        plain: Any = msgspec.to_builtins(found)
+        print_json(plain | {"ok": found.ok})
+    else:
+        _print(found, plain=options.plain)
+    return OK if found.ok else LOSS
+
+
+@contextmanager
+def _progress(*, plain: bool) -> Iterator[Callable[[Round, int], None]]:
+    if not fancy(plain=plain):
+        yield _plain_progress
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("kills"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[tail]}"),
+    )
+    with Progress(*columns) as bar:
+        task = bar.add_task("kills", total=None, tail="")
+
+        def show(so_far: Round, kills: int) -> None:
+            tail = f"{so_far.commits} commits acknowledged, {len(so_far.lost)} lost"
+            bar.update(task, completed=so_far.kills, total=kills, tail=tail)
+
+        yield show
+
+
+def _plain_progress(so_far: Round, kills: int) -> None:
+    if so_far.kills % 25 == 0 and so_far.kills:
+        print(f"{so_far.kills}/{kills} kills, {so_far.commits} commits, {len(so_far.lost)} lost", file=sys.stderr)
+
+
+def _print(found: Round, *, plain: bool) -> None:
+    during = ", ".join(f"{phase} {count}" for phase, count in sorted(found.during.items(), key=lambda item: -item[1]))
+    rows = [
+        ("kills", f"{found.kills}"),
+        ("during", during or "-"),
+        ("recoveries", f"{found.recoveries}"),
+        ("commits acknowledged", f"{found.commits}"),
+        ("lost", f"{len(found.lost)}"),
+        ("duplicated", f"{len(found.duplicated)}"),
+        ("invariants broken", f"{len(found.broken)}"),
+        ("events repeated", f"{found.events_repeated} (same id: a consumer drops them)"),
+        ("trades", f"{found.trades}"),
+        ("ledger identical", "yes" if found.identical and not found.broken else "no"),
+        ("seconds", f"{found.seconds:.1f}"),
+    ]
+    print_table("Torture", ("what", "count"), [list(row) for row in rows], plain=plain)
+    for text in (*found.lost, *found.duplicated, *found.broken, *found.differences)[:10]:
+        print(text)

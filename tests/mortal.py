@@ -1,0 +1,138 @@
+"""Dying at a numbered step: a backend and a four-method class that end the "process" before or after a call.
+
+What they hold survives, as a disk would; everything after the death raises, as nothing runs any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from holdfast.backends.memory import MemoryBackend
+from holdfast.contract import Backend, Guarantees, Head, Key, KeyPrefix, Op, Record, Survives
+from holdfast.custom import CustomBackend
+from holdfast.store import Store
+
+
+class Death(BaseException):
+    """The process has been killed; not an Exception, so that no handler of errors catches it."""
+
+
+class Killer:
+    """Counts storage calls and kills at one of them.
+
+    Args:
+        at: Which half-call dies: an even number before its call, an odd one after it; None never.
+    """
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at = at
+        self.steps = 0
+        self.writes: list[str] = []
+
+    def pass_by(self) -> None:
+        """Live on, or die here; once dead, die at every call."""
+        step = self.steps
+        self.steps += 1
+        if self.at is not None and step >= self.at:
+            raise Death(f"at step {step}")
+
+
+class MortalBackend:
+    """A backend that dies when its killer says so; ``inner`` keeps its rows."""
+
+    def __init__(self, inner: Backend, killer: Killer) -> None:
+        self.inner, self.killer = inner, killer
+
+    async def open(self, *, read_only: bool = False) -> Guarantees:
+        return await self.inner.open(read_only=read_only)
+
+    async def read(self, scope: str, keys: Sequence[Key]) -> dict[Key, Record]:
+        self.killer.pass_by()
+        return await self.inner.read(scope, keys)
+
+    async def commit(
+        self, scope: str, changes: Mapping[Key, bytes | None], expect: Mapping[Key, int], *, op: Op
+    ) -> int:
+        self.killer.pass_by()
+        number = await self.inner.commit(scope, changes, expect, op=op)
+        self.killer.pass_by()
+        return number
+
+    async def head(self, scope: str) -> Head:
+        return await self.inner.head(scope)
+
+    def keys(self, scope: str, prefix: KeyPrefix = KeyPrefix()) -> AsyncIterator[Key]:
+        return self.inner.keys(scope, prefix)
+
+    def scopes(self) -> AsyncIterator[str]:
+        return self.inner.scopes()
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+Shelf = dict[tuple[str, str, str], Any]
+"""What four-method classes hold: (base dir, entity name, id) → value."""
+
+
+def four_method_class(shelf: Shelf, killer: Killer | None = None, calls: list[tuple[str, ...]] | None = None) -> type:
+    """Return a user's class as the documents show it; it inherits nothing and keeps its values in ``shelf``."""
+    doom = killer or Killer()
+
+    class Shelved:
+        def __init__(self, entity_name: str, base_dir: str) -> None:
+            self.place = (base_dir, entity_name)
+
+        async def wait_for_init(self, initial: bool) -> None:
+            pass
+
+        async def has_value(self, entity_id: str) -> bool:
+            self._note("has", entity_id)
+            return (*self.place, entity_id) in shelf
+
+        async def read_value(self, entity_id: str) -> Any:
+            self._note("read", entity_id)
+            return shelf[(*self.place, entity_id)]
+
+        async def write_value(self, entity_id: str, value: Any) -> None:
+            self._note("write", entity_id)
+            doom.pass_by()
+            shelf[(*self.place, entity_id)] = value
+            doom.pass_by()
+
+        def _note(self, what: str, entity_id: str) -> None:
+            if calls is not None:
+                calls.append((what, *self.place, entity_id))
+
+    return Shelved
+
+
+class World:
+    """What outlives a process: a memory backend's rows and, if asked, the four domains in four-method classes.
+
+    Args:
+        classes: Keep signal, schedule, risk and partial in four-method classes.
+    """
+
+    def __init__(self, *, classes: bool = False) -> None:
+        self.classes = classes
+        self.memory = MemoryBackend()
+        self.shelf: Shelf = {}
+        self.calls: list[tuple[str, ...]] = []
+
+    async def boot(self, killer: Killer | None = None) -> Store:
+        """Open a store for a new process; whatever process there was is dead."""
+        await self.memory.close()
+        doom = killer or Killer()
+        home: Any = MortalBackend(self.memory, doom)
+        routes = {}
+        if self.classes:
+            cls = four_method_class(self.shelf, doom, self.calls)
+            routes = {
+                domain: CustomBackend(cls, f"./dump/data/{domain}/", domain)
+                for domain in ("signal", "schedule", "risk", "partial")
+            }
+        store = Store(home, routes=routes, require=Survives.NOTHING)
+        await store.open()
+        return store
