@@ -65,7 +65,30 @@ class Connections:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + self._deadline_seconds
+        await self._wait_for_a_turn(end)
         connection: Connection | None = None
+        late: list[bool] = []
+        try:
+            connection = await self._take(end)
+            # Not by cancelling: psycopg would ask the server to cancel, and wait for its answer without a bound.
+            timer = loop.call_at(end, _cut, connection, late)
+            try:
+                return await work(connection)
+            finally:
+                timer.cancel()
+        except psycopg.Error as error:
+            if late:
+                raise self._late(writes) from None
+            raise mapped(error, self._name, writes=writes) from (None if error.sqlstate else error)
+        finally:
+            if connection is not None:
+                self._put_back(connection)
+            self._free.release()
+
+    async def _wait_for_a_turn(self, end: float) -> None:
+        if not self._free.locked():
+            await self._free.acquire()
+            return
         try:
             async with asyncio.timeout_at(end):
                 await self._free.acquire()
@@ -73,31 +96,6 @@ class Connections:
             raise UnavailableError(
                 f"{self._name}: all connections were busy for {self._deadline_seconds} s", backend=self._name
             ) from None
-        try:
-            connection = await self._take(end)
-            task = asyncio.ensure_future(work(connection))
-            try:
-                await asyncio.wait({task}, timeout=end - loop.time())
-                if not task.done():
-                    # Not cancelled: psycopg would ask the server to cancel, and wait for its answer without a bound.
-                    _cut(connection)
-                    await asyncio.wait({task})
-                    with contextlib.suppress(psycopg.Error):
-                        return task.result()  # it came at the last moment
-                    raise self._late(writes)
-                return task.result()
-            except asyncio.CancelledError:
-                _cut(connection)
-                await asyncio.wait({task})
-                if not task.cancelled():
-                    task.exception()  # seen
-                raise
-        except psycopg.Error as error:
-            raise mapped(error, self._name, writes=writes) from (None if error.sqlstate else error)
-        finally:
-            if connection is not None:
-                self._put_back(connection)
-            self._free.release()
 
     async def _take(self, end: float) -> Connection:
         while self._idle:
@@ -147,8 +145,9 @@ def _has_news(connection: Connection) -> bool:
     return bool(poll.poll(0))
 
 
-def _cut(connection: Connection) -> None:
+def _cut(connection: Connection, late: list[bool]) -> None:
     """Make whoever waits for the server's answer see the end of the connection, now."""
+    late.append(True)
     with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as twin:
         twin.shutdown(socket.SHUT_RDWR)
 

@@ -67,6 +67,7 @@ class Place:
             # It has one good plan, by index; making a new one each time would take longer than running it.
             "plan_cache_mode": "force_generic_plan",
             "enable_seqscan": "off",
+            "enable_bitmapscan": "off",
             "enable_hashjoin": "off",
             "enable_mergejoin": "off",
             "jit": "off",

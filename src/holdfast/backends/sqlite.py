@@ -36,8 +36,8 @@ class SqliteBackend:
     def __init__(
         self, path: str | os.PathLike[str], *, deadline_seconds: float = 5.0, synchronous: Synchronous = "full"
     ) -> None:
-        text = os.fspath(path)
-        if not isinstance(text, str) or "\0" in text or not text:
+        text = str(os.fspath(path))
+        if not text or "\0" in text:
             raise InvalidInputError(f"{path!r:.200} is not a path: give the file of the store as text")
         if not 0.05 <= deadline_seconds <= 60:
             raise InvalidInputError(f"deadline_seconds is {deadline_seconds!r}: use 0.05 to 60")
@@ -203,6 +203,7 @@ class _Lane:
     def __init__(self, file: SqliteFile, role: str) -> None:
         self._file = file
         self._queue: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._pending: list[_Call] = []
         self._failed = ""
         self._ended: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name=f"holdfast-sqlite-{role}", daemon=True)
@@ -218,12 +219,21 @@ class _Lane:
     async def commit(self, commit: Commit) -> int:
         """Apply a commit, together with all that wait at that moment, and return its number."""
         call = _Call(commit)
-        self._queue.put(call)
+        self._pending.append(call)
+        if len(self._pending) == 1:
+            # Handed over after whatever else is about to run now: tasks that were woken together commit together.
+            call.loop.call_soon(self._hand_over)
         number: int = await call.future
         return number
 
+    def _hand_over(self) -> None:
+        pending, self._pending = self._pending, []
+        for call in pending:
+            self._queue.put(call)
+
     async def end(self) -> None:
         """Do what is queued, close the connection and end the thread. Repeatable."""
+        self._hand_over()
         self._queue.put(None)
         await asyncio.wrap_future(self._ended)
         self._thread.join()

@@ -38,13 +38,15 @@ _CHECKED_BYTES = 32 * 1024 * 1024
 """Up to this size the whole file is checked at open, which takes a few hundredths of a second."""
 
 _TABLES = (
-    "CREATE TABLE scopes (scope TEXT PRIMARY KEY, number INTEGER NOT NULL, writers INTEGER NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE writers (scope TEXT NOT NULL, writer TEXT NOT NULL, n INTEGER NOT NULL, number INTEGER NOT NULL, "
+    # One table for where a scope stands and for its writers, so that a commit seldom touches two pages of it.
+    "CREATE TABLE heads (scope TEXT NOT NULL, writer TEXT NOT NULL, n INTEGER NOT NULL, number INTEGER NOT NULL, "
     "PRIMARY KEY (scope, writer)) WITHOUT ROWID",
-    "CREATE TABLE rows (id INTEGER PRIMARY KEY, scope TEXT NOT NULL, domain TEXT NOT NULL, entity_name TEXT NOT NULL, "
-    "entity_id TEXT NOT NULL, row TEXT NOT NULL, version INTEGER NOT NULL, writer TEXT NOT NULL, n INTEGER NOT NULL)",
-    "CREATE UNIQUE INDEX by_key ON rows (domain, entity_name, entity_id)",
-    "CREATE INDEX by_scope ON rows (scope, domain, entity_name, entity_id)",
+    "CREATE TABLE rows (scope TEXT NOT NULL, domain TEXT NOT NULL, entity_name TEXT NOT NULL, entity_id TEXT NOT NULL, "
+    "row TEXT NOT NULL, version INTEGER NOT NULL, writer TEXT NOT NULL, n INTEGER NOT NULL)",
+    "CREATE UNIQUE INDEX rows_by_key ON rows (domain, entity_name, entity_id)",
+    "CREATE INDEX rows_by_scope ON rows (scope, domain, entity_name, entity_id)",
+    "CREATE VIEW scopes AS SELECT scope, number, n AS writers FROM heads WHERE writer = '' AND number > 0",
+    "CREATE VIEW writers AS SELECT scope, writer, n, number FROM heads WHERE writer <> ''",
 )
 
 

@@ -9,8 +9,8 @@ Invariants:
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -18,42 +18,42 @@ from ..contract import MAX_WRITERS, Head, Key, KeyPrefix, Op, Record, WriterOp
 from ..errors import ConflictError, HoldfastError, InvalidInputError, UnknownOutcomeError
 from .sql import PAGE
 from .sqlite_file import SqliteFile, primary_code
-from .state import Scope, State
+from .state import State
 
-_JOIN_KEYS = (
-    "FROM json_each(?) AS j CROSS JOIN rows AS r ON r.domain = j.value ->> 0 AND r.entity_name = j.value ->> 1 "
-    "AND r.entity_id = j.value ->> 2"
+_KEY = "r.domain = j.value ->> 0 AND r.entity_name = j.value ->> 1 AND r.entity_id = j.value ->> 2"
+_FIND = (
+    "SELECT r.scope, r.domain, r.entity_name, r.entity_id, r.version "
+    f"FROM json_each(?) AS j CROSS JOIN rows AS r ON {_KEY}"
 )
-_PLACES = f"SELECT r.id, r.scope, r.domain, r.entity_name, r.entity_id, r.version {_JOIN_KEYS}"
-_READ = (
-    "SELECT r.domain, r.entity_name, r.entity_id, CAST(r.row AS BLOB), r.version, r.writer, r.n "
-    f"{_JOIN_KEYS} WHERE r.scope = ?"
+_FIND_ONE = "SELECT scope, version FROM rows WHERE domain = ? AND entity_name = ? AND entity_id = ?"
+_COLUMNS = "r.domain, r.entity_name, r.entity_id, CAST(r.row AS BLOB), r.version, r.writer, r.n"
+_READ = f"SELECT {_COLUMNS} FROM json_each(?) AS j CROSS JOIN rows AS r ON {_KEY} WHERE r.scope = ?"
+_READ_RANGE = (
+    f"SELECT {_COLUMNS} FROM rows AS r WHERE scope = ? AND (domain, entity_name, entity_id) >= (?, ?, ?) "
+    "AND (domain, entity_name, entity_id) <= (?, ?, ?) LIMIT ?"
 )
-_HEAD = (
-    "SELECT s.number, w.writer, w.n, w.number FROM scopes AS s LEFT JOIN writers AS w USING (scope) "
-    "WHERE s.scope = ? ORDER BY w.number"
-)
-_SCOPES = "SELECT s.scope, s.number, s.writers FROM json_each(?) AS j JOIN scopes AS s ON s.scope = j.value"
-_WRITERS = (
-    "SELECT w.scope, w.writer, w.n, w.number FROM json_each(?) AS j CROSS JOIN writers AS w "
-    "ON w.scope = j.value ->> 0 AND w.writer = j.value ->> 1"
-)
-_UPDATE = "UPDATE rows SET row = ?, version = ?, writer = ?, n = ? WHERE id = ?"
-_INSERT = (
-    "INSERT INTO rows (scope, domain, entity_name, entity_id, row, version, writer, n) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_PUT_WRITER = (
-    "INSERT INTO writers VALUES (?, ?, ?, ?) "
+_HEAD = "SELECT writer, n, number FROM heads WHERE scope = ? ORDER BY number"
+_FIND_HEAD = "SELECT n, number FROM heads WHERE scope = ? AND writer = ?"
+_PUT_HEAD = (
+    "INSERT INTO heads VALUES (?, ?, ?, ?) "
     "ON CONFLICT (scope, writer) DO UPDATE SET n = excluded.n, number = excluded.number"
 )
 _FORGET_WRITERS = (
-    "DELETE FROM writers WHERE scope = ?1 AND writer IN "
-    "(SELECT writer FROM writers WHERE scope = ?1 ORDER BY number LIMIT ?2)"
+    "DELETE FROM heads WHERE scope = ?1 AND writer IN "
+    "(SELECT writer FROM heads WHERE scope = ?1 AND writer <> '' ORDER BY number LIMIT ?2)"
 )
-_PUT_SCOPE = (
-    "INSERT INTO scopes VALUES (?, ?, ?) "
-    "ON CONFLICT (scope) DO UPDATE SET number = excluded.number, writers = excluded.writers"
+_PUT = (
+    "INSERT INTO rows (scope, domain, entity_name, entity_id, row, version, writer, n) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (domain, entity_name, entity_id) DO UPDATE "
+    "SET row = excluded.row, version = excluded.version, writer = excluded.writer, n = excluded.n"
 )
+_CUT = "DELETE FROM rows WHERE domain = ? AND entity_name = ? AND entity_id = ?"
+_MANY = 32
+"""From so many keys on, looking them up together is quicker than one by one."""
+_REMEMBERED = 50_000
+"""How many keys' versions are remembered between commits, about."""
+_Write = tuple[str, str | None, int, Op]
+"""A row's scope, its text (None deletes), version and op."""
 
 
 class Commit:
@@ -82,13 +82,22 @@ class Commit:
         self.outcome: HoldfastError | None = None
 
 
-class _Found(NamedTuple):
-    """What the file holds of what a group touches."""
+class _Known:
+    """What earlier transactions found out about the file. Good until another connection writes, or a write fails."""
 
-    state: State
-    row_ids: dict[Key, int]
-    other_writers: dict[str, int]
-    """How many writers each scope remembers beside those of the group."""
+    def __init__(self, data_version: int) -> None:
+        self.data_version = data_version
+        self.state = State()
+        self.scopes: dict[str, int] = {}
+        """Scopes that were looked up, each with how many writers it remembers."""
+        self.writers: set[tuple[str, str]] = set()
+        """Writers that were looked up, found or not."""
+        self.keys: set[Key] = set()
+        """Keys that were looked up, found or not."""
+
+    def is_large(self) -> bool:
+        """Whether it is time to begin anew, so that it stays small."""
+        return len(self.keys) > _REMEMBERED or len(self.writers) > MAX_WRITERS // 2
 
 
 class SqliteRows:
@@ -97,20 +106,31 @@ class SqliteRows:
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
         self._sql = file.sql
+        self._known: _Known | None = None
+        self._next_known: _Known | None = None
+        """What will be known if the transaction under way succeeds."""
 
     def read(self, scope: str, keys: Sequence[Key]) -> dict[Key, Record]:
         """Return the records of ``keys`` as of one moment."""
-        found = self._query(_READ, (msgspec.json.encode(keys).decode(), scope))
-        return {
-            Key(domain, entity_name, entity_id): Record(row, version, Op(writer, n))
-            for domain, entity_name, entity_id, row, version, writer, n in found
-        }
+        wanted = {key: key for key in keys}
+        try:
+            if len(wanted) >= _MANY:
+                # Most often they are all that lie between the first and the last, and then this is much quicker.
+                limit = 2 * len(wanted) + 100
+                seen, found = _records(
+                    wanted, self._sql.execute(_READ_RANGE, (scope, *min(wanted), *max(wanted), limit))
+                )
+                if seen < limit:
+                    return found
+            return _records(wanted, self._sql.execute(_READ, (msgspec.json.encode(keys).decode(), scope)))[1]
+        except sqlite3.Error as error:
+            raise self._file.mapped(error, "it cannot be read") from error
 
     def head(self, scope: str) -> Head:
         """Return the scope's commit number and its writers' last ops, as of one moment."""
-        found = self._query(_HEAD, (scope,))
-        writers = {writer: WriterOp(n, number) for _, writer, n, number in found if writer is not None}
-        return Head(found[0][0] if found else 0, writers)
+        writers = {writer: WriterOp(n, number) for writer, n, number in self._query(_HEAD, (scope,))}
+        stand = writers.pop("", None)
+        return Head(stand.number if stand else 0, writers)
 
     def keys(self, scope: str, prefix: KeyPrefix, after: Key) -> list[Key]:
         """Return the next page of keys under ``prefix``, in byte order."""
@@ -128,7 +148,7 @@ class SqliteRows:
 
     def scopes(self) -> list[str]:
         """Return the names of the scopes that have had a commit, in byte order."""
-        return [scope for (scope,) in self._query("SELECT scope FROM scopes WHERE number > 0 ORDER BY scope", ())]
+        return [scope for (scope,) in self._query("SELECT scope FROM scopes ORDER BY scope", ())]
 
     def _query(self, statement: str, values: Sequence[object]) -> list[Any]:
         try:
@@ -155,6 +175,7 @@ class SqliteRows:
                 self._sql.execute("COMMIT")
             else:
                 self._sql.execute("ROLLBACK")
+            self._known = self._next_known
         except sqlite3.Error as error:
             self._file.rollback()
             if committing and primary_code(error) == sqlite3.SQLITE_IOERR:
@@ -171,10 +192,11 @@ class SqliteRows:
 
     def _decide_and_write(self, group: Sequence[Commit]) -> bool:
         """Decide each commit after those before it, and write what they come to; False if there is nothing to flush."""
-        found = self._load(group)
-        state = found.state
-        rows: dict[Key, tuple[str, str | None, int, Op]] = {}
-        accepted: set[str] = set()
+        known = self._look_up(group)
+        state = known.state
+        self._known = None  # until it is certain that the file holds what ``state`` is about to become
+        rows: dict[Key, _Write] = {}
+        accepted: dict[tuple[str, str], WriterOp] = {}
         for commit in group:
             try:
                 number, repeated = state.decide(commit.scope, commit.changes, commit.expect, commit.op)
@@ -183,68 +205,103 @@ class SqliteRows:
                 commit.outcome = error
                 continue
             commit.number = number
-            accepted.add(commit.scope)
+            op = commit.op
+            writer = op.writer
             if not repeated:
-                record = Record(b"", number, commit.op)
-                state.scope(commit.scope).apply(
-                    number, commit.op, {key: None if text is None else record for key, text in commit.texts.items()}
-                )
+                scope = state.scope(commit.scope)
+                if writer not in scope.writers:
+                    known.scopes[commit.scope] += 1
+                record = Record(b"", number, op)
+                written = {key: None if text is None else record for key, text in commit.texts.items()}
+                scope.apply(number, writer, WriterOp(op.n, number), written)
                 for key, text in commit.texts.items():
-                    rows[key] = (commit.scope, text, number, commit.op)
-        if rows:
-            self._write_rows(rows, found.row_ids)
-        for name in accepted:
-            self._write_scope(name, state.scopes[name], found.other_writers.get(name, 0))
+                    rows[key] = (commit.scope, text, number, op)
+            # Also a repeated op is written again: that it can be seen does not say that it is durable.
+            accepted[commit.scope, writer] = state.scopes[commit.scope].writers[writer]
+        self._write_rows(rows)
+        forgot = self._write_heads(accepted, known)
+        self._next_known = None if forgot or known.is_large() else known
         return bool(accepted)
 
-    def _load(self, group: Sequence[Commit]) -> _Found:
-        state = State()
-        row_ids: dict[Key, int] = {}
-        others: dict[str, int] = {}
-        for name, number, count in self._each(_SCOPES, {commit.scope for commit in group}):
-            state.scope(name).number = number
-            others[name] = count
-        for name, writer, n, number in self._each(_WRITERS, {(commit.scope, commit.op.writer) for commit in group}):
-            state.scope(name).writers[writer] = WriterOp(n, number)
-            others[name] -= 1
-        for row_id, name, domain, entity_name, entity_id, version in self._each(
-            _PLACES, {key for commit in group for key in (*commit.texts, *commit.expect)}
-        ):
-            key = Key(domain, entity_name, entity_id)
-            row_ids[key] = row_id
+    def _look_up(self, group: Sequence[Commit]) -> _Known:
+        """Return what is known of all that the group touches, reading what is not known yet."""
+        (data_version,) = self._sql.execute("PRAGMA data_version").fetchone()
+        known = self._known
+        if known is None or known.data_version != data_version:
+            known = _Known(data_version)
+        state = known.state
+        keys: set[Key] = set()
+        for commit in group:
+            name, writer = commit.scope, commit.op.writer
+            if name not in known.scopes:
+                count, number = self._sql.execute(_FIND_HEAD, (name, "")).fetchone() or (0, 0)
+                state.scope(name).number = number
+                known.scopes[name] = count
+            if (name, writer) not in known.writers:
+                found = self._sql.execute(_FIND_HEAD, (name, writer)).fetchone()
+                if found:
+                    state.scope(name).writers[writer] = WriterOp(*found)
+                known.writers.add((name, writer))
+            keys.update(commit.texts)
+            keys.update(commit.expect)
+        keys -= known.keys
+        for name, key, version in self._find(keys):
             state.scope(name).rows[key] = Record(b"", version, _NOBODY)
-        return _Found(state, row_ids, others)
+        known.keys |= keys
+        return known
 
-    def _each(self, statement: str, wanted: Iterable[object]) -> list[Any]:
-        return self._sql.execute(statement, (msgspec.json.encode(list(wanted)).decode(),)).fetchall()
+    def _find(self, keys: set[Key]) -> list[tuple[str, Key, int]]:
+        if len(keys) >= _MANY:
+            wanted = msgspec.json.encode(list(keys)).decode()
+            return [(scope, Key(*key), version) for scope, *key, version in self._sql.execute(_FIND, (wanted,))]
+        result = []
+        for key in keys:
+            found = self._sql.execute(_FIND_ONE, key).fetchone()
+            if found:
+                scope, version = found
+                result.append((scope, key, version))
+        return result
 
-    def _write_rows(self, rows: dict[Key, tuple[str, str | None, int, Op]], row_ids: dict[Key, int]) -> None:
-        updates, inserts, deletes = [], [], []
-        for key, (name, text, version, (writer, n)) in rows.items():
-            row_id = row_ids.get(key)
-            if text is None:
-                if row_id is not None:
-                    deletes.append((row_id,))
-            elif row_id is not None:
-                updates.append((text, version, writer, n, row_id))
-            else:
-                inserts.append((name, *key, text, version, writer, n))
-        for statement, values in ((_UPDATE, updates), (_INSERT, inserts), ("DELETE FROM rows WHERE id = ?", deletes)):
-            if values:
-                self._sql.executemany(statement, values)
+    def _write_rows(self, rows: dict[Key, _Write]) -> None:
+        puts = [(name, *key, text, version, *op) for key, (name, text, version, op) in rows.items() if text is not None]
+        cuts = [key for key, (_, text, _, _) in rows.items() if text is None]
+        if puts:
+            self._sql.executemany(_PUT, puts)
+        if cuts:
+            self._sql.executemany(_CUT, cuts)
 
-    def _write_scope(self, name: str, scope: Scope, other_writers: int) -> None:
-        """Write where the scope stands.
+    def _write_heads(self, accepted: dict[tuple[str, str], WriterOp], known: _Known) -> bool:
+        """Write where the scopes and their writers stand; True if writers had to be forgotten."""
+        self._sql.executemany(_PUT_HEAD, [(*writer, *last) for writer, last in accepted.items()])
+        forgot = False
+        heads = []
+        for name in {name for name, _ in accepted}:
+            excess = known.scopes[name] - MAX_WRITERS
+            if excess > 0:
+                self._sql.execute(_FORGET_WRITERS, (name, excess))
+                known.scopes[name] = MAX_WRITERS
+                forgot = True
+            heads.append((name, "", known.scopes[name], known.state.scopes[name].number))
+        self._sql.executemany(_PUT_HEAD, heads)
+        return forgot
 
-        Also when nothing changed: a repeated op is flushed again, since that it can be seen does not say that it is
-        durable.
-        """
-        self._sql.executemany(_PUT_WRITER, [(name, writer, *last) for writer, last in scope.writers.items()])
-        count = other_writers + len(scope.writers)
-        if count > MAX_WRITERS:
-            self._sql.execute(_FORGET_WRITERS, (name, count - MAX_WRITERS))
-            count = MAX_WRITERS
-        self._sql.execute(_PUT_SCOPE, (name, scope.number, count))
+
+def _records(wanted: dict[Key, Key], lines: Iterable[tuple[Any, ...]]) -> tuple[int, dict[Key, Record]]:
+    """Return how many lines there were, and those that are wanted as records. Each line is let go of at once."""
+    find: Callable[[tuple[str, str, str]], Key | None] = wanted.get  # type: ignore[assignment]  # a Key is such a tuple
+    new = tuple.__new__  # what Record(…) does in the end, in half the time
+    ops: dict[tuple[str, int], Op] = {}
+    found: dict[Key, Record] = {}
+    seen = 0
+    for domain, entity_name, entity_id, row, version, writer, n in lines:
+        seen += 1
+        key = find((domain, entity_name, entity_id))
+        if key is not None:
+            op = ops.get((writer, n))
+            if op is None:
+                op = ops[writer, n] = Op(writer, n)
+            found[key] = new(Record, (row, version, op))
+    return seen, found
 
 
 _NOBODY = Op("", 0)
