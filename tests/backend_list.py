@@ -26,4 +26,22 @@ def _redis(place: Path) -> Backend:
     return RedisBackend(f"{shared('valkey').url}/0?prefix={own_name(place)}")
 
 
-BACKENDS: dict[str, Factory] = {"memory": _memory, "file": _file, "redis": _redis}
+def _sqlite(place: Path) -> Backend:
+    from holdfast.backends.sqlite import SqliteBackend
+
+    return SqliteBackend(place / "store.db")
+
+
+def _postgres(place: Path) -> Backend:
+    from holdfast.backends.postgres import PostgresBackend
+
+    return PostgresBackend(f"{shared('postgres').url}?schema={own_name(place)}")
+
+
+BACKENDS: dict[str, Factory] = {
+    "memory": _memory,
+    "file": _file,
+    "redis": _redis,
+    "sqlite": _sqlite,
+    "postgres": _postgres,
+}
