@@ -87,7 +87,7 @@ CASES = [
         LIMITED.format("-config"),
         BOT,
     ),
-    Case("a command forbidden", FailedError, "permit", lines=LIMITED.format("-zpopmin"), login=BOT),
+    Case("a command forbidden", FailedError, "permit", lines=LIMITED.format("-zrem"), login=BOT),
     Case("a foreign prefix", UnavailableError, "permit", lines=LIMITED.format(""), login=BOT, options="prefix=other"),
     Case("a wrong password", UnavailableError, "password", lines=LIMITED.format(""), login="bot:wrong@"),
     Case("no password", UnavailableError, "password", {"requirepass": "secret"}),

@@ -28,6 +28,7 @@ from ...errors import (
     UnsafeSettingError,
 )
 from ..limits import require_commit
+from ..state import require_scope
 from . import script
 from .address import Address, parse
 from .attest import Attestation, attest
@@ -132,11 +133,12 @@ class RedisBackend:
         self._require_open()
         if self._read_only:
             raise FailedError(f"{self._shown}: was opened read-only: nothing was written", backend=self._shown)
-        require_commit(scope, changes, expect, op)
+        names = self._keys_of(scope)
+        require_commit(scope, changes, expect, op, known=names.spelled)
         deadline = self._deadline()
         if scope not in self._listed:
             await self._list_scope(scope, deadline)
-        command = CommitCommand(self._keys_of(scope), changes, expect, op, floor=self._floors.get(scope, 0))
+        command = CommitCommand(names, changes, expect, op, floor=self._floors.get(scope, 0))
         status, answer = await self._lane(scope).submit(command, deadline)
         if status in (script.APPLIED, script.REPEATED):
             self._floors[scope] = max(self._floors.get(scope, 0), answer if status == script.APPLIED else 0)
@@ -271,6 +273,7 @@ class RedisBackend:
     def _keys_of(self, scope: str) -> ScopeKeys:
         names = self._names.get(scope)
         if names is None:
+            require_scope(scope)
             names = self._names[scope] = ScopeKeys(self._address.prefix, scope)
         return names
 

@@ -8,7 +8,6 @@ Layout, for the prefix ``holdfast`` and the scope ``main`` (the hash tag, so tha
     holdfast:{main}:versions                  hash: DOMAIN/NAME/ID -> "version n writer"
     holdfast:{main}:index                     sorted set, all scores 0: "DOMAIN NAME ID", for listing in byte order
     holdfast:{main}:writers                   hash: writer -> "n number"
-    holdfast:{main}:order                     sorted set: writer by the number of its last commit, to forget the oldest
 
 A blank sorts before every character of a key's parts and a slash does not: hence two spellings of a key.
 Everything is read and compared before anything is written: an error that the server raises on a read changes
@@ -42,39 +41,53 @@ if last then
   -- As text: a Lua number holds 53 bits only.
   if #was > #n or (#was == #n and was > n) then return {2, was} end
 end
-local clashes = {}
-local expects = tonumber(ARGV[5])
+local expects, changes = tonumber(ARGV[5]), #KEYS - 4
+local clashes, known = {}, {}
+-- The rows that are expected, then those that change; looked up by hundreds, as Lua's stack is small.
+for first = 1, expects + changes, 100 do
+  local final = math.min(first + 99, expects + changes)
+  local found = redis.call('HMGET', KEYS[2], unpack(ARGV, 6 + first, 6 + final))
+  for i = first, final do known[i] = found[i - first + 1] end
+end
+local at = 6 + expects + changes
 for i = 1, expects do
-  local found = redis.call('HGET', KEYS[2], ARGV[4 + 2 * i])
-  if (found and string.match(found, '^%d+') or '0') ~= ARGV[5 + 2 * i] then clashes[#clashes + 1] = i end
+  if (known[i] and string.match(known[i], '^%d+') or '0') ~= ARGV[at + i] then clashes[#clashes + 1] = i end
 end
 if #clashes > 0 then return {3, clashes} end
-redis.call('HLEN', KEYS[2])
-redis.call('ZCARD', KEYS[5])
-local writers = redis.call('ZCARD', KEYS[4])
+at = at + expects
 local text = string.format('%.0f', number + 1)
 local version = text .. ' ' .. n .. ' ' .. writer
-local at = 5 + 2 * expects
-for i = 6, #KEYS do
-  local field, kept, payload = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  at = at + 3
-  if kept == '1' then
-    redis.call('SET', KEYS[i], payload)
-    if redis.call('HSET', KEYS[2], field, version) == 1 then
-      redis.call('ZADD', KEYS[5], 0, (string.gsub(field, '/', ' ')))
-    end
-  else
-    redis.call('DEL', KEYS[i])
-    if redis.call('HDEL', KEYS[2], field) == 1 then
-      redis.call('ZREM', KEYS[5], (string.gsub(field, '/', ' ')))
-    end
+-- The index first: it is the only key that nothing was read from, so if another type lies there, nothing was written.
+for i = 1, changes do
+  local kept, there = string.byte(ARGV[6], i) == 49, known[expects + i]
+  if kept and not there then
+    redis.call('ZADD', KEYS[4], 0, (string.gsub(ARGV[6 + expects + i], '/', ' ')))
+  elseif there and not kept then
+    redis.call('ZREM', KEYS[4], (string.gsub(ARGV[6 + expects + i], '/', ' ')))
   end
 end
-redis.call('HSET', KEYS[3], writer, n .. ' ' .. text)
-if redis.call('ZADD', KEYS[4], text, writer) == 1 and writers >= tonumber(ARGV[4]) then
-  redis.call('HDEL', KEYS[3], redis.call('ZPOPMIN', KEYS[4])[1])
+for i = 1, changes do
+  local field = ARGV[6 + expects + i]
+  if string.byte(ARGV[6], i) == 49 then
+    redis.call('SET', KEYS[4 + i], ARGV[at + i])
+    redis.call('HSET', KEYS[2], field, version)
+  else
+    redis.call('DEL', KEYS[4 + i])
+    if known[expects + i] then redis.call('HDEL', KEYS[2], field) end
+  end
 end
 redis.call('SET', KEYS[1], text)
+if redis.call('HSET', KEYS[3], writer, n .. ' ' .. text) == 1
+    and redis.call('HLEN', KEYS[3]) > tonumber(ARGV[4]) then
+  -- A new writer is a rare thing (one for each start of a process): looking at all of them then is the cheapest.
+  local all = redis.call('HGETALL', KEYS[3])
+  local oldest, least = nil, nil
+  for i = 1, #all, 2 do
+    local when = tonumber(string.match(all[i + 1], '%d+$'))
+    if not least or when < least then oldest, least = all[i], when end
+  end
+  redis.call('HDEL', KEYS[3], oldest)
+end
 return {0, number + 1}
 """
 
@@ -87,10 +100,19 @@ PROBE_SCOPE = "~probe"
 """Not a scope's name, so no scope's keys are touched by the probe at open."""
 
 
-class ScopeKeys:
-    """The names of one scope's keys."""
+_MAX_SPELLED = 65_536
+"""How many keys' spellings a scope remembers, to spare the work for keys that are written again and again."""
 
-    __slots__ = ("base", "fixed", "index", "number", "order", "tag", "versions", "writers")
+
+def _word(raw: bytes) -> bytes:
+    """Return a word as it goes over the wire."""
+    return b"$%d\r\n%b\r\n" % (len(raw), raw)
+
+
+class ScopeKeys:
+    """The names of one scope's keys, and how its rows are spelled on the wire."""
+
+    __slots__ = ("base", "fixed", "index", "number", "spelled", "tag", "versions", "writers")
 
     def __init__(self, prefix: str, scope: str) -> None:
         self.tag = scope
@@ -99,9 +121,20 @@ class ScopeKeys:
         self.number = f"{base}number".encode()
         self.versions = f"{base}versions".encode()
         self.writers = f"{base}writers".encode()
-        self.order = f"{base}order".encode()
         self.index = f"{base}index".encode()
-        self.fixed = (self.number, self.versions, self.writers, self.order, self.index)
+        self.fixed = b"".join(map(_word, (self.number, self.versions, self.writers, self.index)))
+        self.spelled: dict[Key, tuple[bytes, bytes]] = {}
+        """For keys that were committed: the field in ``versions``, and the row's own key; only valid keys get here."""
+
+    def spell(self, key: Key) -> tuple[bytes, bytes]:
+        """Return the two spellings of a valid key."""
+        found = self.spelled.get(key)
+        if found is None:
+            if len(self.spelled) >= _MAX_SPELLED:
+                self.spelled.clear()
+            field = str(key).encode()
+            found = self.spelled[key] = (_word(field), _word(self.base + field))
+        return found
 
 
 def scopes_key(prefix: str) -> bytes:
@@ -124,17 +157,19 @@ class CommitCommand:
         floor: int = 0,
         max_writers: int = MAX_WRITERS,
     ) -> None:
-        fields = [str(key).encode() for key in changes]
-        words: list[bytes] = [b"%d" % (5 + len(fields)), *keys.fixed]
-        words += [keys.base + field for field in fields]
-        words += [op.writer.encode(), b"%d" % op.n, b"%d" % floor, b"%d" % max_writers, b"%d" % len(expect)]
-        for key, version in expect.items():
-            words.append(str(key).encode())
-            words.append(b"%d" % version)
-        for field, payload in zip(fields, changes.values(), strict=True):
-            words += (field, b"0", b"") if payload is None else (field, b"1", payload)
-        self._rest = b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
-        self._words = len(words) + 2
+        rows = [keys.spell(key) for key in changes]
+        guards = [keys.spell(key)[0] for key in expect]
+        flags = b"".join([b"0" if payload is None else b"1" for payload in changes.values()])
+        head = (op.writer.encode(), b"%d" % op.n, b"%d" % floor, b"%d" % max_writers, b"%d" % len(expect), flags)
+        parts = [_word(b"%d" % (4 + len(rows))), keys.fixed]
+        parts += [row for _, row in rows]
+        parts += map(_word, head)
+        parts += guards
+        parts += [field for field, _ in rows]
+        parts += [_word(b"%d" % version) for version in expect.values()]
+        parts += [_word(payload or b"") for payload in changes.values()]
+        self._rest = b"".join(parts)
+        self._words = 2 + 1 + 4 + len(head) + 3 * len(rows) + 2 * len(guards)
 
     @property
     def size_bytes(self) -> int:
