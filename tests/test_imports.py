@@ -32,6 +32,8 @@ DRIVERS = {"ccxt", "pyarrow", "rich", "redis", "psycopg", "pymongo", "boto3", "a
 EXTRAS = {
     "market.ccxt": {"ccxt"},
     "market.candles_file": {"pyarrow"},
+    "backends.postgres": {"psycopg"},
+    "backends.redis": {"redis"},
     "cli": {"rich"},
     "testing": {"pytest", "_pytest", "rich"},
 }

@@ -16,8 +16,8 @@ from sql_ground import kill_a_pouring_process, race_processes
 from holdfast.backends.disk import OsDisk
 from holdfast.backends.sql import require_commit
 from holdfast.backends.sqlite import SqliteBackend
-from holdfast.backends.sqlite_file import SqliteFile
-from holdfast.backends.sqlite_rows import Commit, SqliteRows
+from holdfast.backends.sqlite.file import SqliteFile
+from holdfast.backends.sqlite.rows import Commit, SqliteRows
 from holdfast.contract import How, Key, Op, Survives
 from holdfast.errors import (
     ConflictError,
@@ -208,7 +208,7 @@ async def test_read_only_works_on_a_store_that_nobody_has_open(store: SqliteBack
 async def test_read_only_without_a_store_says_so_and_makes_none(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         await SqliteBackend(tmp_path / "none" / "s.db").open(read_only=True)
-    assert not (tmp_path / "none").exists()  # noqa: ASYNC240
+    assert not (tmp_path / "none").exists()
 
 
 async def test_foreign_damaged_and_newer_files_are_refused_and_left_alone(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..contract import MAX_PAYLOAD_BYTES, Key, Op
 from ..errors import InvalidInputError
-from .state import require_key, require_scope
+from . import limits
 
 FORMAT = 1
 """Number of the layout of our tables; raised with every change that an older version could not read."""
@@ -16,7 +16,6 @@ MAX_GROUP_BYTES = 2 * MAX_PAYLOAD_BYTES
 """How many payload bytes share one transaction, about."""
 PAGE = 1000
 """How many keys are listed in one round trip."""
-_MAX_WRITER = 250
 
 
 def require_commit(
@@ -27,20 +26,10 @@ def require_commit(
     Raises:
         InvalidInputError: Names the value and the remedy; nothing was sent.
     """
-    require_scope(scope)
-    writer, n = op
-    if not isinstance(writer, str) or not 0 < len(writer) <= _MAX_WRITER or not writer.isprintable():
-        raise InvalidInputError(f"op.writer is {writer!r:.80}: use 1 to {_MAX_WRITER} printable characters")
-    if type(n) is not int or not 0 <= n < 2**63:
-        raise InvalidInputError(f"op.n is {n!r:.40}: use an int from 0 to 2**63 - 1")
-    for key, version in expect.items():
-        require_key(key)
-        if type(version) is not int or not 0 <= version < 2**63:
-            raise InvalidInputError(f"the expected version of {key} is {version!r:.40}: use an int from 0 to 2**63 - 1")
+    limits.require_commit(scope, changes, expect, op)
     texts: dict[Key, str | None] = {}
     size = 0
     for key, payload in changes.items():
-        require_key(key)
         if payload is None:
             texts[key] = None
         else:
@@ -50,12 +39,6 @@ def require_commit(
 
 
 def _text(key: Key, payload: bytes) -> str:
-    if type(payload) is not bytes:
-        raise InvalidInputError(f"the payload of {key} is a {type(payload).__name__}: give bytes, or None to delete")
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise InvalidInputError(
-            f"the payload of {key} has {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} can be stored: split it"
-        )
     try:
         text = payload.decode()
     except UnicodeDecodeError:

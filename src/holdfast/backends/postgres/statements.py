@@ -18,8 +18,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..contract import MAX_WRITERS, Key, Op
-from .sql import FORMAT, MAX_GROUP, MAX_GROUP_BYTES, PAGE
+import msgspec
+
+from ...contract import MAX_WRITERS, Key, Op
+from ..sql import FORMAT, MAX_GROUP, MAX_GROUP_BYTES, PAGE
 
 
 class Statements(NamedTuple):
@@ -217,3 +219,8 @@ def take_group(waiting: Sequence[Asked]) -> list[int]:
         if len(taken) == MAX_GROUP:
             break
     return taken
+
+
+def recordset(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return rows as the JSON that ``json_to_recordset`` takes."""
+    return msgspec.json.encode([dict(zip(names, row, strict=True)) for row in rows]).decode()

@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 
-from ..contract import MAX_WRITERS, Head, Key, KeyPrefix, Op, Record, WriterOp
-from ..errors import ConflictError, HoldfastError, InvalidInputError, UnknownOutcomeError
-from .sql import PAGE
-from .sqlite_file import SqliteFile, primary_code
-from .state import State
+from ...contract import MAX_WRITERS, Head, Key, KeyPrefix, Op, Record, WriterOp
+from ...errors import ConflictError, HoldfastError, InvalidInputError, UnknownOutcomeError
+from ..sql import PAGE
+from ..state import State
+from .file import SqliteFile, primary_code
 
 _KEY = "r.domain = j.value ->> 0 AND r.entity_name = j.value ->> 1 AND r.entity_id = j.value ->> 2"
 _FIND = (

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
-from ..errors import InvalidInputError
+from ...errors import InvalidInputError
 
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _DEFAULT_SCHEMA = "holdfast"
@@ -28,7 +28,7 @@ class Place:
     """
 
     def __init__(self, url: str, deadline_seconds: float) -> None:
-        if not isinstance(url, str) or not re.match(r"postgres(ql)?://", url):
+        if not re.match(r"postgres(ql)?://", str(url)):
             raise InvalidInputError("give the store as postgresql://user@host:port/database?schema=holdfast")
         base, mark, query = url.partition("?")
         words = query.split("&") if mark else []

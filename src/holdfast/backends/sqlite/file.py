@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from ..contract import Guarantees, How, Survives
-from ..errors import (
+from ...contract import Guarantees, How, Survives
+from ...errors import (
     CorruptedError,
     FencedError,
     HoldfastError,
@@ -24,8 +24,8 @@ from ..errors import (
     UnavailableError,
     UnsafeSettingError,
 )
-from .disk import OsDisk
-from .sql import FORMAT
+from ..disk import OsDisk
+from ..sql import FORMAT
 
 Synchronous = Literal["full", "extra", "normal"]
 

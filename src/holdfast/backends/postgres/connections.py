@@ -14,7 +14,10 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from ..errors import (
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from ...errors import (
     CorruptedError,
     FailedError,
     HoldfastError,
@@ -22,12 +25,6 @@ from ..errors import (
     UnavailableError,
     UnknownOutcomeError,
 )
-
-try:
-    import psycopg
-    from psycopg.pq import TransactionStatus
-except ImportError as error:
-    raise InvalidInputError("a postgresql: store needs psycopg: pip install 'holdfast[postgres]'") from error
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ..contract import Guarantees, How, Survives
-from ..errors import NewerFormatError, NotFoundError, UnavailableError, UnsafeSettingError
-from .postgres_connections import Connection, Connections
-from .postgres_statements import ATTEST, Facts, Statements
-from .sql import FORMAT
+from ...contract import Guarantees, How, Survives
+from ...errors import NewerFormatError, NotFoundError, UnavailableError, UnsafeSettingError
+from ..sql import FORMAT
+from .connections import Connection, Connections
+from .statements import ATTEST, Facts, Statements
 
 _OLDEST = 120000
 
