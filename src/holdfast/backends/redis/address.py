@@ -64,7 +64,7 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     def shown(self) -> str:
         """The address without credentials, for people, errors and logs."""
         scheme = ("rediss" if self.tls else "redis") + ("" if self.kind == "single" else f"+{self.kind}")
-        hosts = ",".join(f"{host}:{port}" for host, port in self.hosts)
+        hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
         path = "/".join(part for part in ("", self.service, str(self.db) if self.db else "") if part)
         return f"{scheme}://{hosts}/{path}?prefix={self.prefix}"
 
