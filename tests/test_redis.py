@@ -190,6 +190,44 @@ async def test_a_key_of_another_type_under_our_prefix_stops_commits_before_anyth
     await backend.close()
 
 
+async def test_what_another_hand_wrote_into_our_keys_is_corrupted_and_nothing_else_escapes(tmp_path: Path) -> None:
+    backend, prefix = backend_on(tmp_path), own_name(tmp_path)
+    await backend.open()
+    await backend.commit("main", {KEY: b"1"}, {}, op=Op("w", 1))
+    server = shared("valkey")
+    assert isinstance(server, RedisServer)
+    for value in ("", "x", "1", "1 x w", "\xff"):
+        server.call("HSET", f"{prefix}:{{main}}:versions", str(KEY), value)
+        with pytest.raises(CorruptedError, match="another hand"):
+            await backend.read("main", [KEY])
+        server.call("HSET", f"{prefix}:{{main}}:writers", "v", value)
+        with pytest.raises(CorruptedError, match="another hand"):
+            await backend.head("main")
+    server.call("ZADD", f"{prefix}:{{main}}:index", "0", "one two")
+    with pytest.raises(CorruptedError, match="another hand"):
+        assert [key async for key in backend.keys("main")]
+    server.call("SET", f"{prefix}:{{main}}:number", "many")
+    with pytest.raises(CorruptedError, match="another hand"):
+        await backend.read("main", [KEY])
+    with pytest.raises(HoldfastError):
+        await backend.commit("main", {KEY: b"1"}, {}, op=Op("w", 2))
+    await backend.close()
+
+
+async def test_closing_during_reads_leaves_no_connection(server: RedisServer) -> None:
+    backend = RedisBackend(server.url)
+    await backend.open()
+    reads = [asyncio.ensure_future(backend.read("main", [KEY])) for _ in range(20)]
+    await asyncio.sleep(0)
+    await backend.close()
+    await asyncio.gather(*reads, return_exceptions=True)
+    for _ in range(200):
+        if server.call("CLIENT", "LIST", "TYPE", "normal").count(b"id=") == 1:
+            break
+        await asyncio.sleep(0.01)
+    assert server.call("CLIENT", "LIST", "TYPE", "normal").count(b"id=") == 1, "only the one that asks"
+
+
 async def test_listing_pages_through_many_keys_in_byte_order(tmp_path: Path) -> None:
     backend = backend_on(tmp_path)
     await backend.open()
@@ -271,6 +309,14 @@ async def test_a_primary_that_becomes_a_replica_is_neither_written_to_nor_read(s
     await backend.close()
 
 
+async def until_ping(server: RedisServer, answer: bytes) -> None:
+    for _ in range(1000):
+        if server.call("PING").startswith(answer):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"PING was never answered with {answer!r}")
+
+
 async def test_full_memory_and_a_busy_server_are_told_and_nothing_was_written(server: RedisServer) -> None:
     backend = RedisBackend(server.url)
     await backend.open()
@@ -281,15 +327,13 @@ async def test_full_memory_and_a_busy_server_are_told_and_nothing_was_written(se
     server.call("CONFIG", "SET", "maxmemory", "0")
     with socket.create_connection(("127.0.0.1", server.port)) as link:
         link.sendall(b"EVAL 'while true do end' 0\r\n")
-        for _ in range(500):
-            if server.call("PING").startswith(b"-BUSY"):
-                break
-            await asyncio.sleep(0.01)
+        await until_ping(server, b"-BUSY")
         with pytest.raises(UnavailableError, match="SCRIPT KILL"):
             await backend.commit("main", {KEY: b"2"}, {KEY: 1}, op=Op("w", 2))
         with pytest.raises(UnavailableError, match="SCRIPT KILL"):
             await backend.read("main", [KEY])
         server.call("SCRIPT", "KILL")
+        await until_ping(server, b"+PONG")
     assert await backend.commit("main", {KEY: b"2"}, {KEY: 1}, op=Op("w", 2)) == 2
     await backend.close()
 

@@ -108,8 +108,11 @@ class RedisBackend:
         found = {}
         for key, meta, payload in zip(wanted, versions, payloads, strict=True):
             if meta is not None and payload is not None:
-                version, n, writer = meta.split(b" ", 2)
-                found[key] = Record(payload, int(version), Op(writer.decode(), int(n)))
+                try:
+                    version, n, writer = meta.split(b" ", 2)
+                    found[key] = Record(payload, int(version), Op(writer.decode(), int(n)))
+                except ValueError:
+                    raise self._foreign(f"the version of {key}", key) from None
             elif meta is not payload:
                 raise CorruptedError(
                     f"{key}: its row or its version is gone, by another hand or by eviction",
@@ -154,7 +157,10 @@ class RedisBackend:
         commands += [packed("HGETALL", names.writers), packed("EXEC")]
         number, writers = await self._read_moment(names, commands, with_number=True)
         pairs = zip(writers[::2], writers[1::2], strict=True)
-        return Head(number, {writer.decode(): WriterOp(*map(int, last.split())) for writer, last in pairs})
+        try:
+            return Head(number, {writer.decode(): WriterOp(*map(int, last.split())) for writer, last in pairs})
+        except (ValueError, TypeError):
+            raise self._foreign(f"a writer of scope {scope}") from None
 
     async def keys(self, scope: str, prefix: KeyPrefix = KeyPrefix()) -> AsyncIterator[Key]:
         """Yield the scope's keys under ``prefix`` in byte order; a page at a time, each as of its own moment."""
@@ -165,7 +171,10 @@ class RedisBackend:
             command = packed("ZRANGEBYLEX", names.index, low, high, "LIMIT", 0, _PAGE_KEYS)
             (page,) = await self._ask(names.tag, [command])
             for member in page:
-                key = Key(*member.decode().split(" "))
+                try:
+                    key = Key(*member.decode().split(" "))
+                except (ValueError, TypeError):
+                    raise self._foreign(f"the index of scope {scope}") from None
                 if prefix.matches(key):
                     yield key
             if len(page) < _PAGE_KEYS:
@@ -313,7 +322,10 @@ class RedisBackend:
         floor = self._floors.get(scope, 0)  # as of before the question: commits meanwhile may raise it
         answers = await self._ask(scope, commands)
         number_text, *rest = answers[-1]
-        number = int(number_text or 0)
+        try:
+            number = int(number_text or 0)
+        except ValueError:
+            raise self._foreign(f"the number of scope {scope}") from None
         if self._role_allowed and rest.pop(0)[0] != b"master":
             assert self._readers is not None
             await self._readers.look_anew()
@@ -352,6 +364,9 @@ class RedisBackend:
                 backend=self._shown,
             )
         return self._taken_back(scope, answer)
+
+    def _foreign(self, what: str, key: Key | None = None) -> CorruptedError:
+        return CorruptedError(f"{self._shown}: {what} was written by another hand", key=key, backend=self._shown)
 
     def _taken_back(self, scope: str, number: int) -> FailedError:
         return FailedError(

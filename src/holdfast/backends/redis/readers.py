@@ -33,6 +33,7 @@ class Readers:
         self._connect = connect
         self._turns = asyncio.Semaphore(MAX_READS)
         self._idle: dict[str, list[Link]] = {}
+        self._closed = False
 
     async def ask(self, tag: str, commands: list[bytes], deadline: float) -> list[Any]:
         """Send commands to the tag's primary, and return their answers.
@@ -69,10 +70,14 @@ class Readers:
     async def look_anew(self) -> None:
         """Forget the primary and the connections to it: it turned out to be none."""
         self._topology.forget()
-        await self.close()
+        await self._close_idle()
 
     async def close(self) -> None:
-        """Close what is idle."""
+        """Close what is idle now, and what is in use as soon as it is given back."""
+        self._closed = True
+        await self._close_idle()
+
+    async def _close_idle(self) -> None:
         links = [link for links in self._idle.values() for link in links]
         self._idle.clear()
         for link in links:
@@ -90,7 +95,10 @@ class Readers:
         if link is None:
             link = await self._connect(tag, deadline)
         answers = await link.ask(*commands, deadline=deadline)
-        self._idle.setdefault(place, []).append(link)
+        if self._closed:
+            await link.close()
+        else:
+            self._idle.setdefault(place, []).append(link)
         return answers
 
     def _unavailable(self, why: str) -> UnavailableError:
