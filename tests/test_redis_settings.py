@@ -26,6 +26,11 @@ from holdfast.errors import (
 
 LIMITED = "user default off\nuser bot on >secret ~holdfast:* &* +@all {}\n"
 BOT = "bot:secret@"
+RIGHTS = (
+    "+get +set +del +mget +hget +hset +hdel +hlen +hmget +hgetall +zadd +zrem +zrangebylex +sadd +smembers +incr "
+    "+multi +exec +eval +evalsha +wait +waitaof +info +role +config|get"
+)
+PAGE_RIGHTS = f"user bot on >secret ~holdfast:* -@all {RIGHTS}\n"
 
 
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
@@ -87,6 +92,7 @@ CASES = [
         LIMITED.format("-config"),
         BOT,
     ),
+    Case("only the rights that the page lists", (HOST, ATTESTED), lines=PAGE_RIGHTS, login=BOT),
     Case("a command forbidden", FailedError, "permit", lines=LIMITED.format("-zrem"), login=BOT),
     Case("a foreign prefix", UnavailableError, "permit", lines=LIMITED.format(""), login=BOT, options="prefix=other"),
     Case("a wrong password", UnavailableError, "password", lines=LIMITED.format(""), login="bot:wrong@"),
