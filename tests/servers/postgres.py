@@ -118,7 +118,8 @@ class PostgresServer:
         words = ["psql", "-XAtq", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-d", database]
         done = subprocess.run(
             [str(_BINARIES / words[0]), *words[1:], "-v", "ON_ERROR_STOP=1", "-c", statement],
-            env=_environment(),
+            # Whatever a test has set for the user must not disturb the test's own questions.
+            env=_environment() | {"PGOPTIONS": "-c default_transaction_read_only=off -c statement_timeout=0"},
             capture_output=True,
             text=True,
             check=False,
@@ -135,6 +136,13 @@ class PostgresServer:
         end = time.monotonic() + 10
         while self.psql("SELECT pg_conf_load_time()") == before:
             assert time.monotonic() < end, "the server did not read its configuration"
+            time.sleep(0.01)
+
+    def wait_until(self, statement: str, answer: str) -> None:
+        """Ask again and again until the answer is this one."""
+        end = time.monotonic() + 15
+        while (found := self.psql(statement)) != answer:
+            assert time.monotonic() < end, f"{statement}: {found!r}"
             time.sleep(0.01)
 
     def pids(self) -> list[int]:

@@ -62,6 +62,9 @@ async def _make(connection: Connection, sql: Statements) -> None:
     async with connection.transaction():
         # Two processes may be making them at once, and IF NOT EXISTS alone does not keep them apart.
         await connection.execute("SELECT pg_advisory_xact_lock(5211401997)")
+        # Only if it is missing: even IF NOT EXISTS needs a right that a user with a ready schema may not have.
+        if not await _rows(connection, sql.has_schema):
+            await connection.execute(sql.add_schema)
         for statement in sql.tables:
             await connection.execute(statement)
 

@@ -30,18 +30,17 @@ class PostgresBackend:
     Args:
         url: ``postgresql://user@host:port/database?schema=holdfast``, with whatever else libpq takes; the password
             is better left to ``PGPASSWORD`` or ``~/.pgpass``. The schema is made if it is missing.
-        deadline_seconds: For every call, 0.2 to 60. No transaction outlives it on the server either.
+        deadline_seconds: For every call, 0.2 to 60. No transaction outlives it on the server either. Can also be given
+            in the URL (``&deadline_seconds=2``), which goes first.
         max_connections: How many connections at once, 1 to 100. Scopes commit side by side.
     """
 
     def __init__(self, url: str, *, deadline_seconds: float = 5.0, max_connections: int = 4) -> None:
-        if not 0.2 <= deadline_seconds <= 60:
-            raise InvalidInputError(f"deadline_seconds is {deadline_seconds!r}: use 0.2 to 60")
         if not 1 <= max_connections <= 100:
             raise InvalidInputError(f"max_connections is {max_connections!r}: use 1 to 100")
         self._place = Place(url, deadline_seconds)
         self._name = self._place.name
-        self._deadline_seconds = deadline_seconds
+        self._deadline_seconds = self._place.deadline_seconds
         self._max_connections = max_connections
         self._sql = statements(self._place.schema)
         self._connections: Connections | None = None

@@ -21,7 +21,7 @@ class Place:
 
     Args:
         url: See :class:`holdfast.backends.postgres.PostgresBackend`.
-        deadline_seconds: No statement, lock or connection attempt takes longer.
+        deadline_seconds: No statement, lock or connection attempt takes longer. The URL's own goes first.
 
     Raises:
         InvalidInputError: The URL cannot be read; the message does not repeat it, since it may hold a password.
@@ -30,11 +30,12 @@ class Place:
     def __init__(self, url: str, deadline_seconds: float) -> None:
         if not re.match(r"postgres(ql)?://", str(url)):
             raise InvalidInputError("give the store as postgresql://user@host:port/database?schema=holdfast")
-        base, mark, query = url.partition("?")
-        words = query.split("&") if mark else []
-        schemas = [unquote(word[len("schema=") :]) for word in words if word.startswith("schema=")]
-        rest = "&".join(word for word in words if word and not word.startswith("schema="))
-        self.schema = schemas[-1] if schemas else _DEFAULT_SCHEMA
+        base, _, query = url.partition("?")
+        words = [word.partition("=") for word in query.split("&") if word]
+        own = {name: unquote(value) for name, _, value in words if name in ("schema", "deadline_seconds")}
+        rest = "&".join("".join(word) for word in words if word[0] not in own)
+        self.schema = own.get("schema", _DEFAULT_SCHEMA)
+        self.deadline_seconds = _deadline(own.get("deadline_seconds", deadline_seconds))
         if not _SCHEMA.fullmatch(self.schema) or self.schema.startswith("pg_"):
             raise InvalidInputError(
                 f"schema is {self.schema!r:.80}: use 1 to 63 characters from a-z 0-9 _, not beginning with a digit "
@@ -48,7 +49,6 @@ class Place:
                 "that postgresql: URL cannot be read: use postgresql://user@host:port/database?schema=holdfast, with "
                 "%40 for @ and the like inside the user's name and password"
             ) from None
-        self._deadline_seconds = deadline_seconds
         host = self._given.get("host") or self._given.get("hostaddr") or os.environ.get("PGHOST", "")
         port = self._given.get("port") or os.environ.get("PGPORT", "5432")
         database = self._given.get("dbname") or os.environ.get("PGDATABASE", "")
@@ -56,7 +56,7 @@ class Place:
 
     def conninfo(self, *, read_only: bool) -> dict[str, Any]:
         """Return what libpq is given: the URL's words, and settings that bound whatever the server does for us."""
-        milliseconds = int(self._deadline_seconds * 1000)
+        milliseconds = int(self.deadline_seconds * 1000)
         settings = {
             "statement_timeout": milliseconds,
             "lock_timeout": max(1, milliseconds // 2),
@@ -75,7 +75,7 @@ class Place:
         options = " ".join(f"-c {name}={value}" for name, value in settings.items())
         return {
             "application_name": "holdfast",
-            "connect_timeout": max(1, round(self._deadline_seconds)),
+            "connect_timeout": max(1, round(self.deadline_seconds)),
             "tcp_user_timeout": milliseconds,
             "keepalives_idle": 10,
             **self._given,
@@ -83,3 +83,13 @@ class Place:
             # Ours come last, so they win over the user's own.
             "options": f"{self._given.get('options', '')} {options}".strip(),
         }
+
+
+def _deadline(given: str | float) -> float:
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0.2 <= seconds <= 60:
+        raise InvalidInputError(f"deadline_seconds is {given!r:.40}: use 0.2 to 60")
+    return seconds

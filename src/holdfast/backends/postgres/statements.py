@@ -27,6 +27,8 @@ from ..sql import FORMAT, MAX_GROUP, MAX_GROUP_BYTES, PAGE
 class Statements(NamedTuple):
     """Every statement, for one schema."""
 
+    has_schema: str
+    add_schema: str
     tables: tuple[str, ...]
     persistence: str
     format: str
@@ -67,8 +69,9 @@ def statements(schema: str) -> Statements:
         "AND (NOT $6::bool OR current_setting('synchronous_standby_names') <> '')"
     )
     return Statements(
+        has_schema=f"SELECT FROM pg_namespace WHERE nspname = '{schema}'",
+        add_schema=f"CREATE SCHEMA {s}",
         tables=(
-            f"CREATE SCHEMA IF NOT EXISTS {s}",
             f"CREATE TABLE IF NOT EXISTS {s}.format (number int NOT NULL)",
             f"INSERT INTO {s}.format SELECT {FORMAT} WHERE NOT EXISTS (SELECT FROM {s}.format)",
             f'CREATE TABLE IF NOT EXISTS {s}.scopes (scope text COLLATE "C" PRIMARY KEY, number bigint NOT NULL, '
