@@ -115,11 +115,9 @@ class PostgresServer:
 
     def psql(self, statement: str, database: str = "postgres") -> str:
         """Return what the server's own tool prints for a statement."""
-        words = ["psql", "-XAtq", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-d", database]
         done = subprocess.run(
-            [str(_BINARIES / words[0]), *words[1:], "-v", "ON_ERROR_STOP=1", "-c", statement],
-            # Whatever a test has set for the user must not disturb the test's own questions.
-            env=_environment() | {"PGOPTIONS": "-c default_transaction_read_only=off -c statement_timeout=0"},
+            [*self.psql_words(database), "-v", "ON_ERROR_STOP=1", "-c", statement],
+            env=self.environment(),
             capture_output=True,
             text=True,
             check=False,
@@ -127,6 +125,16 @@ class PostgresServer:
         if done.returncode:
             raise RuntimeError(f"psql: {done.stderr[-500:]}")
         return done.stdout.strip()
+
+    def psql_words(self, database: str = "postgres") -> list[str]:
+        """Return the command line of the server's own tool."""
+        return [
+            str(_BINARIES / "psql"), "-XAtq", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-d", database,
+        ]  # fmt: skip
+
+    def environment(self) -> dict[str, str]:
+        """Return what it needs around it: whatever a test has set for the user must not disturb its own questions."""
+        return _environment() | {"PGOPTIONS": "-c default_transaction_read_only=off -c statement_timeout=0"}
 
     def set(self, name: str, value: str | None) -> None:
         """Change a setting (None: back to its default) and wait until the server has taken it over."""
