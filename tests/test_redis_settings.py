@@ -233,14 +233,18 @@ async def test_a_commit_that_replicas_do_not_confirm_is_not_acknowledged(start: 
     await other.open()
     key = Key("signal", "a", "b")
     await backend.commit("main", {key: b"1"}, {}, op=Op("w", 1))
+    await other.commit("main", {}, {}, op=Op("other", 1))
     replica.stop()
     with pytest.raises(UnknownOutcomeError, match="0 of 1 replicas"):
         await backend.commit("main", {key: b"2"}, {key: 1}, op=Op("w", 2))
+    for sender in (backend, other):  # the repetition waits anew, also on another connection
+        with pytest.raises(UnknownOutcomeError, match="0 of 1 replicas"):
+            await sender.commit("main", {key: b"2"}, {key: 1}, op=Op("w", 2))
     with pytest.raises(UnavailableError, match="not safe yet"):
         await other.read("main", [key])  # it is there, and could still be lost: nobody may act on it
     replica.restart()
     await linked(replica)
-    assert await backend.commit("main", {key: b"2"}, {key: 1}, op=Op("w", 2)) == 2
+    assert await backend.commit("main", {key: b"2"}, {key: 1}, op=Op("w", 2)) == 3
     assert (await other.read("main", [key]))[key].payload == b"2"
     await backend.close()
     await other.close()

@@ -34,7 +34,7 @@ if last then
   local at = string.find(last, ' ', 1, true)
   local was = string.sub(last, 1, at - 1)
   if was == n then
-    -- Written anew with the same value, so that the barrier after it has something of this connection to wait for.
+    -- Written anew with the same value: WAIT and WAITAOF are documented to cover this connection's writes only.
     redis.call('SET', KEYS[1], string.format('%.0f', number))
     return {1, tonumber(string.sub(last, at + 1))}
   end
