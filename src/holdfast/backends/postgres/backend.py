@@ -196,6 +196,7 @@ class PostgresBackend:
 def _records(wanted: dict[Key, Key], lines: Iterable[tuple[Any, ...]]) -> dict[Key, Record]:
     """Return the lines that are wanted as records."""
     find: Callable[[tuple[str, str, str]], Key | None] = wanted.get  # type: ignore[assignment]  # a Key is such a tuple
+    new = tuple.__new__  # what Record(…) does in the end, in half the time
     ops: dict[tuple[str, int], Op] = {}
     found: dict[Key, Record] = {}
     for domain, entity_name, entity_id, row, version, writer, n in lines:
@@ -204,5 +205,5 @@ def _records(wanted: dict[Key, Key], lines: Iterable[tuple[Any, ...]]) -> dict[K
             op = ops.get((writer, n))
             if op is None:
                 op = ops[writer, n] = Op(writer, n)
-            found[key] = Record(row.encode(), version, op)
+            found[key] = new(Record, (row.encode(), version, op))
     return found
