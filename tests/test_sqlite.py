@@ -14,7 +14,7 @@ import pytest
 from sql_ground import kill_a_pouring_process, race_processes
 
 from holdfast.backends.disk import OsDisk
-from holdfast.backends.sql import require_commit
+from holdfast.backends.sql import Doorman
 from holdfast.backends.sqlite import SqliteBackend
 from holdfast.backends.sqlite.file import SqliteFile
 from holdfast.backends.sqlite.rows import Commit, SqliteRows
@@ -252,7 +252,7 @@ async def test_a_file_that_was_replaced_is_not_written_any_more(store: SqliteBac
 
 
 def _commit(n: int, key: Key = A, payload: bytes = b"{}") -> Commit:
-    texts, size = require_commit("main", {key: payload}, {}, Op("w", n))
+    texts, size = Doorman().admit("main", {key: payload}, {}, Op("w", n))
     return Commit("main", {key: payload}, {}, Op("w", n), texts, size)
 
 

@@ -18,24 +18,36 @@ PAGE = 1000
 """How many keys are listed in one round trip."""
 
 
-def require_commit(
-    scope: str, changes: Mapping[Key, bytes | None], expect: Mapping[Key, int], op: Op
-) -> tuple[dict[Key, str | None], int]:
-    """Refuse what no scope could take, and return the payloads as text with their size in bytes.
+class Doorman:
+    """Looks at each commit before it is queued, and remembers the keys that were found good, up to a limit."""
 
-    Raises:
-        InvalidInputError: Names the value and the remedy; nothing was sent.
-    """
-    limits.require_commit(scope, changes, expect, op)
-    texts: dict[Key, str | None] = {}
-    size = 0
-    for key, payload in changes.items():
-        if payload is None:
-            texts[key] = None
-        else:
-            texts[key] = _text(key, payload)
-            size += len(payload)
-    return texts, size
+    _MOST = 50_000
+
+    def __init__(self) -> None:
+        self._good: set[Key] = set()
+
+    def admit(
+        self, scope: str, changes: Mapping[Key, bytes | None], expect: Mapping[Key, int], op: Op
+    ) -> tuple[dict[Key, str | None], int]:
+        """Refuse what no scope could take, and return the payloads as text with their size in bytes.
+
+        Raises:
+            InvalidInputError: Names the value and the remedy; nothing was sent.
+        """
+        good = self._good
+        limits.require_commit(scope, changes, expect, op, known=good)
+        if len(good) > self._MOST:
+            good.clear()
+        good.update(changes)
+        texts: dict[Key, str | None] = {}
+        size = 0
+        for key, payload in changes.items():
+            if payload is None:
+                texts[key] = None
+            else:
+                texts[key] = _text(key, payload)
+                size += len(payload)
+        return texts, size
 
 
 def _text(key: Key, payload: bytes) -> str:

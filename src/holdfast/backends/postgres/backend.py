@@ -13,7 +13,7 @@ from typing import Any
 
 from ...contract import Guarantees, Head, Key, KeyPrefix, Op, Record, WriterOp
 from ...errors import FailedError, InvalidInputError
-from ..sql import require_commit
+from ..sql import Doorman
 from .attestation import Attested, prepare
 from .connections import Connection, Connections
 from .lane import Lane
@@ -40,6 +40,7 @@ class PostgresBackend:
             raise InvalidInputError(f"max_connections is {max_connections!r}: use 1 to 100")
         self._place = Place(url, deadline_seconds)
         self._name = self._place.name
+        self._doorman = Doorman()
         self._deadline_seconds = self._place.deadline_seconds
         self._max_connections = max_connections
         self._sql = statements(self._place.schema)
@@ -163,7 +164,7 @@ class PostgresBackend:
                 f"{self._name} was opened read-only: nothing was written; open it for writing", backend=self._name
             )
         op = Op(*op)
-        texts, size = require_commit(scope, changes, expect, op)
+        texts, size = self._doorman.admit(scope, changes, expect, op)
         lane = self._lanes.get(scope)
         if lane is None:
             lane = Lane(scope, connections, self._sql, self._attested, self._name, self._deadline_seconds)

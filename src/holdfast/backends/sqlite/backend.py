@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from ...contract import Guarantees, Head, Key, KeyPrefix, Op, Record
 from ...errors import FailedError, InvalidInputError
-from ..sql import require_commit
+from ..sql import Doorman
 from .file import SqliteFile, Synchronous
 from .lane import Lane
 from .rows import Commit
@@ -39,6 +39,7 @@ class SqliteBackend:
             raise InvalidInputError(f"synchronous is {synchronous!r:.40}: use 'full', 'extra' or 'normal'")
         self._path = os.path.abspath(text)  # noqa: PTH100  (links stay as they are)
         self._name = f"sqlite:{self._path}"
+        self._doorman = Doorman()
         self._deadline_seconds = deadline_seconds
         self._synchronous = synchronous
         self._refusal: str | None = f"{self._name} is not open: open it first"
@@ -122,7 +123,7 @@ class SqliteBackend:
         if self._writing_refusal is not None or self._writer is None:
             raise FailedError(self._writing_refusal or self._name, backend=self._name)
         op = Op(*op)
-        texts, size = require_commit(scope, changes, expect, op)
+        texts, size = self._doorman.admit(scope, changes, expect, op)
         return await self._writer.commit(Commit(scope, dict(changes), dict(expect), op, texts, size))
 
     async def head(self, scope: str) -> Head:

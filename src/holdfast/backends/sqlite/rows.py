@@ -205,19 +205,20 @@ class SqliteRows:
                 commit.outcome = error
                 continue
             commit.number = number
-            op = commit.op
-            writer = op.writer
+            op, name = commit.op, commit.scope
+            scope = state.scope(name)
             if not repeated:
-                scope = state.scope(commit.scope)
+                writer = op.writer
                 if writer not in scope.writers:
-                    known.scopes[commit.scope] += 1
+                    known.scopes[name] += 1
                 record = Record(b"", number, op)
-                written = {key: None if text is None else record for key, text in commit.texts.items()}
-                scope.apply(number, writer, WriterOp(op.n, number), written)
+                written: dict[Key, Record | None] = {}
                 for key, text in commit.texts.items():
-                    rows[key] = (commit.scope, text, number, op)
+                    written[key] = None if text is None else record
+                    rows[key] = (name, text, number, op)
+                scope.apply(number, writer, WriterOp(op.n, number), written)
             # Also a repeated op is written again: that it can be seen does not say that it is durable.
-            accepted[commit.scope, writer] = state.scopes[commit.scope].writers[writer]
+            accepted[name, op.writer] = scope.writers[op.writer]
         self._write_rows(rows)
         forgot = self._write_heads(accepted, known)
         self._next_known = None if forgot or known.is_large() else known
