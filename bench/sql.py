@@ -25,7 +25,7 @@ from holdfast.backends.sqlite import SqliteBackend
 from holdfast.contract import Backend, Key, Op
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from servers import kind  # type: ignore[import-not-found]  # it lies beside the tests
+from servers import kind
 
 ROW = json.dumps({"id": "BTCUSDT", "note": "x" * 560, "priceOpen": 42_000.5}).encode()
 SINGLE = 60
