@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -63,6 +64,7 @@ class PostgresServer:
             postgres = pwd.getpwnam("postgres")
             os.chown(self.directory, postgres.pw_uid, postgres.pw_gid)
         self.data = self.directory / "data"
+        self._frozen: list[int] = []
         if primary is None:
             self._initialise()
         else:
@@ -168,8 +170,10 @@ class PostgresServer:
 
     def freeze(self, *, thaw: bool = False) -> None:
         """Stop all its processes in their tracks, or let them go on."""
-        for pid in self.pids():
-            os.kill(pid, signal.SIGCONT if thaw else signal.SIGSTOP)
+        pids, self._frozen = (self._frozen, []) if thaw else (self.pids(), self.pids())
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT if thaw else signal.SIGSTOP)
 
     def kill(self) -> None:
         """End it and its children with SIGKILL, and wait until they are gone: a power cut without the power."""
@@ -192,6 +196,7 @@ class PostgresServer:
     def stop(self) -> None:
         """End it and remove its directory. Repeatable."""
         try:
+            self.freeze(thaw=True)  # a child that a failed test left frozen would stay for ever
             # Fast shutdown: SIGTERM would wait for its clients to go.
             self.process.signal(signal.SIGINT)
             self.process.stop()
