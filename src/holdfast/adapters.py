@@ -13,13 +13,13 @@ from typing import Any, Generic, TypeVar, cast
 from . import default
 from .contract import Key, KeyPrefix
 from .custom import Dummy, require_four_methods
-from .default import current_routes, default_store, lent_store, use_store
+from .default import close_stores, current_routes, default_store, lent_store, use_store
 from .entities import PersistBase
 from .errors import InvalidInputError
 from .names import entity_name, quote, unquote
 from .rows import Levels, PartialLevels, RiskPosition, Row, ScheduledSignal, Signal
 from .shapes import in_list_order, pair_name, positions_of, row_of
-from .shared import Closing, Desk, close_stores
+from .shared import Closing, Desk
 
 R = TypeVar("R", bound=Signal)
 

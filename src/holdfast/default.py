@@ -19,7 +19,7 @@ from .contract import Backend
 from .custom import CustomBackend
 from .errors import InvalidInputError
 from .shapes import DOCUMENT_DOMAINS
-from .shared import SharedStore, store_at, store_of
+from .shared import SharedStore, close_shared_stores, store_at, store_of
 from .store import Store
 
 DIRECTORY = "./dump/data"
@@ -52,7 +52,8 @@ def base_dir(domain: str) -> str:
 def use_store(store: Store | str | Path | None) -> None:
     """Change the process's default store: a store, a directory, a URL; None for ``./dump/data`` again.
 
-    A store that is passed in is opened if need be, and not closed here. It keeps its own routes.
+    A store that is passed in is opened if need be, and not closed here. It keeps its own routes until a class is
+    registered.
     """
     global _chosen, _location
     if _chosen is not None:
@@ -135,3 +136,22 @@ def forget(domain: str) -> None:
         register(domain, held.cls)
     if _chosen is not None or _location is not None:
         shared().forget()
+
+
+async def close_stores() -> None:
+    """Close every store of this process and every instance of a registered class; the next use makes them again.
+
+    Crash: As before the call: nothing acknowledged depends on it.
+    """
+    while _retired:
+        await _retired.pop().close()
+    for backend in list(_routes.values()):
+        await backend.close()
+    await close_shared_stores()
+
+
+def reset() -> None:
+    """Forget the registered classes and the chosen store (for tests); await :func:`close_stores` first."""
+    for domain in list(_routes):
+        register(domain, None)
+    use_store(None)

@@ -10,14 +10,22 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .contract import Backend, Key, Survives
-from .errors import ConflictError, CorruptedError, InvalidInputError, UnavailableError, UnknownOutcomeError
+from .errors import (
+    ConflictError,
+    CorruptedError,
+    FailedError,
+    InvalidInputError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
 from .rows import Row
-from .store import Loaded, Store
+from .store import Loaded, Store, Writer
 
 _LANES = 16
 _OFTEN = 8
@@ -71,14 +79,14 @@ class SharedStore:
 
     @property
     def current(self) -> Store | None:
-        """The store, if it is open and takes the registered classes."""
-        return self._store if self._own else None
+        """The store that a registration must reach now, if there is one."""
+        return self._store if self._own else self.make()
 
     async def desk(self, *, routed: bool = True) -> Desk:
         """Return the desk for whole-entity writes; not ``routed``: into the home backend, whoever is registered."""
         store = await self.store()
         if routed not in self._desks:
-            self._desks[routed] = Desk(store if routed else store.unrouted())
+            self._desks[routed] = Desk(store if routed else store.unrouted(), self.forget)
         return self._desks[routed]
 
     def forget(self) -> None:
@@ -108,15 +116,22 @@ class SharedStore:
 
 
 class Desk:
-    """Whole-entity writes where the last caller wins, in the order of the calls."""
+    """Whole-entity writes where the last caller wins, in the order of the calls.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: Where the rows lie.
+        forget: Called when the store has failed and must be opened again.
+    """
+
+    def __init__(self, store: Store, forget: Callable[[], None]) -> None:
         self.store = store
+        self._forget = forget
         self._lanes = [(asyncio.Lock(), store.writer(f"desk-{number}")) for number in range(_LANES)]
 
     async def read(self, key: Key) -> Row | None:
         """Return the row of ``key``, or None."""
-        loaded = await self.store.get(key)
+        with self._failure_noted():
+            loaded = await self.store.get(key)
         return None if loaded is None else loaded.row
 
     async def scan(self, domain: str, entity_name: str) -> dict[Key, Row]:
@@ -125,33 +140,39 @@ class Desk:
         Raises:
             CorruptedError: One of them is damaged, or was and is not released.
         """
-        found = await self.store.scan(domain, entity_name)
-        for key, reason in self.store.damaged.items():
-            if key.domain == domain and key.entity_name == entity_name and key not in found:
-                raise CorruptedError(reason, key=key)
+        with self._failure_noted():
+            found = await self.store.scan(domain, entity_name)
+        for key in self._damaged(domain, entity_name):
+            if key not in found:
+                raise CorruptedError(self.store.damaged[key], key=key)
         return {key: loaded.row for key, loaded in found.items()}
 
     async def put(self, key: Key, row: Row | None, *, must_exist: bool = False) -> bool:
-        """Write ``row`` under ``key`` (None deletes it), whatever is there; release the key if it was stopped.
+        """Write ``row`` under ``key`` (None deletes it), whatever is there; a stopped key is released with it.
 
         Returns:
-            Whether there had been a row.
+            Whether there had been a row, damaged ones included.
 
         Crash: The old row or the new one.
         """
         was_there = False
 
-        async def change() -> tuple[Mapping[Key, Row | None], Mapping[Key, int]]:
+        async def change() -> _Change:
             nonlocal was_there
-            version = await self._version(key)
-            was_there = version > 0
-            return ({} if must_exist and not was_there else {key: row}), {key: version}
+            found, damaged = await self.store.salvage(key)
+            if key in damaged and not self.store.is_stopped(key):
+                raise CorruptedError(damaged[key], key=key)  # of a newer format: not ours to replace
+            loaded: Loaded[Row] | None = found.get(key)
+            was_there = loaded is not None or key in damaged
+            if must_exist and not was_there:
+                return _Change({}, {}, [])
+            return await self._with_releases({key: row}, {key: 0 if loaded is None else loaded.version}, [key])
 
         await self._write(key.domain, key.entity_name, change)
         return was_there
 
     async def replace(self, domain: str, entity_name: str, rows: Mapping[Key, Row]) -> int:
-        """Make ``rows`` all that the entity holds, in one commit.
+        """Make ``rows`` all that the entity holds, in one commit; its stopped keys are released with it.
 
         Returns:
             How many rows it had before.
@@ -160,54 +181,70 @@ class Desk:
         """
         had = 0
 
-        async def change() -> tuple[Mapping[Key, Row | None], Mapping[Key, int]]:
+        async def change() -> _Change:
             nonlocal had
             found = await self.store.scan(domain, entity_name)
             had = len(found)
             changes: dict[Key, Row | None] = {key: None for key in found if key not in rows}
             expect = {key: found[key].version if key in found else 0 for key in (*rows, *found)}
-            await self._release(key for key in list(self.store.damaged) if key[:2] == (domain, entity_name))
-            return {**changes, **rows}, expect
+            return await self._with_releases({**changes, **rows}, expect, self._damaged(domain, entity_name))
 
         await self._write(domain, entity_name, change)
         return had
 
-    async def _version(self, key: Key) -> int:
-        found, damaged = await self.store.salvage(key)
-        if key in damaged and not self.store.is_stopped(key):
-            raise CorruptedError(damaged[key], key=key)  # of a newer format: not ours to replace
-        await self._release([key])
-        loaded: Loaded[Row] | None = found.get(key)
-        return 0 if loaded is None else loaded.version
+    def _damaged(self, domain: str, entity_name: str) -> list[Key]:
+        return [key for key in self.store.damaged if key.domain == domain and key.entity_name == entity_name]
 
-    async def _release(self, keys: Iterable[Key]) -> None:
-        for key in keys:
-            if self.store.is_stopped(key):
-                await self.store.release(key)
+    async def _with_releases(
+        self, changes: dict[Key, Row | None], expect: dict[Key, int], keys: Iterable[Key]
+    ) -> _Change:
+        released = [key for key in keys if self.store.is_stopped(key)]
+        for key in released:
+            more, guards = await self.store.release_changes(key)
+            changes, expect = {**changes, **more}, {**expect, **guards}
+        return _Change(changes, expect, released)
 
-    async def _write(self, domain: str, entity_name: str, change: Callable[[], Any]) -> None:
+    async def _write(self, domain: str, entity_name: str, change: Callable[[], Awaitable[_Change]]) -> None:
         lock, writer = self._lanes[hash((domain, entity_name)) % _LANES]
         async with lock:
-            for attempt in range(_OFTEN):
-                changes, expect = await change()
-                if not changes:
+            with self._failure_noted():
+                for attempt in range(_OFTEN):
+                    changes, expect, released = await change()
+                    if changes and not await _committed(writer, changes, expect):
+                        if attempt == _OFTEN - 1:
+                            raise UnavailableError(f"{domain}/{entity_name} changes too often: try again")
+                        continue  # somebody wrote between: the last caller wins
+                    for key in released:
+                        self.store.released(key)
                     return
-                try:
-                    await writer.commit(changes, expect)
-                    return
-                except ConflictError as error:  # another lane or process wrote between: the last caller wins
-                    if attempt == _OFTEN - 1:
-                        raise UnavailableError(f"{domain}/{entity_name} changes too often: {error}") from error
-                except UnknownOutcomeError:
-                    if await _settled(writer.resend):
-                        return
+
+    @contextmanager
+    def _failure_noted(self) -> Iterator[None]:
+        try:
+            yield
+        except FailedError:
+            self._forget()
+            raise
 
 
-async def _settled(resend: Callable[[], Any]) -> bool:
-    """Send again a few times; tell whether it was applied (False: it never was)."""
+class _Change(NamedTuple):
+    changes: dict[Key, Row | None]
+    expect: dict[Key, int]
+    released: list[Key]
+
+
+async def _committed(writer: Writer, changes: Mapping[Key, Row | None], expect: Mapping[Key, int]) -> bool:
+    """Commit, sending again a few times where the answer is lost; tell whether it was applied."""
+    try:
+        await writer.commit(changes, expect)
+        return True
+    except ConflictError:
+        return False
+    except UnknownOutcomeError:
+        pass
     for attempt in range(_RESENDS):
         try:
-            await resend()
+            await writer.resend()
             return True
         except ConflictError:
             return False
@@ -261,7 +298,7 @@ def store_of(name: str) -> SharedStore:
     return _stores[name]
 
 
-async def close_stores() -> None:
+async def close_shared_stores() -> None:
     """Close every store that this process shares; the next use opens it again.
 
     Crash: As before the call.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..adapters import current_routes, default_store, use_store
 from ..contract import Backend, Guarantees, Survives
+from ..default import close_stores
 from ..errors import HoldfastError, InvalidInputError
 from ..listeners import Failure, Tick, default_listeners
 from ..live import Live
@@ -19,7 +20,6 @@ from ..market.process import MarketProcess
 from ..market.replay import ReplayMarket
 from ..registry import default_registry
 from ..rows import Event
-from ..shared import close_stores
 from ..store import Store
 from ..urls import open_backend
 from .exits import OK, exit_code
