@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import pytest
-from fakes import Bot, FakeMarket, candle, flat, minute_ms, put, signal_row, sound
+from fakes import Bot, FakeMarket, candle, flat, minute_ms, put, signal_row, sound, until
 from mortal import Death, Killer, World
 
 from holdfast import adapters
@@ -222,9 +222,9 @@ async def test_scenario_33_a_stop_while_idle_ends_the_run_without_a_close(world:
         events.extend([event async for event in run])
 
     task = asyncio.ensure_future(consume())
-    await standing.waiting.wait()
+    await until(standing.waiting.is_set)
     Live.stop("BTCUSDT", "my-strategy", "binance")
-    await task
+    await asyncio.wait_for(task, 30)
     assert events == bot.heard("on_close") == []
     assert [one.status for one in Live.list()] == ["fulfilled"]
 
@@ -335,12 +335,12 @@ async def test_scenario_43_a_stop_watches_the_open_position_to_its_close_and_a_r
         "BTCUSDT", strategy_name="my-strategy", exchange_name="binance", store=store, registry=bot.registry,
         listeners=bot.listeners,
     )  # fmt: skip
-    await standing.waiting.wait()
+    await until(standing.waiting.is_set)
     cancel()
     await asyncio.sleep(0)
     assert [run.status for run in Live.list()] == ["pending"]  # still watching
     standing.go_on([*flat(43000, 2, 4), candle(5, 43500, high=44000), *flat(43500, 6, 8)])
-    await cancel.wait()
+    await asyncio.wait_for(cancel.wait(), 30)
     assert [event.candle_ms for event in bot.heard("on_close")] == [minute_ms(5)]
     assert bot.heard("on_open") == []
     standing.go_on(flat(43500, 9, 12))
