@@ -27,6 +27,7 @@ from fakes import (
 )
 from mortal import Death, Killer, World, four_method_class
 
+import holdfast
 from holdfast import adapters
 from holdfast.candles import MINUTE_MS, Candle, Window
 from holdfast.domains import context_key, ledger_key
@@ -494,8 +495,6 @@ async def test_an_exchange_that_cannot_tell_the_time_runs_by_the_wall_clock(stor
 async def test_the_default_store_lies_in_the_working_directory_and_takes_registered_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from holdfast.shared import close_shared_stores
-
     monkeypatch.chdir(tmp_path)
     shelf: dict[tuple[str, str, str], Any] = {}
     adapters.use_store(None)
@@ -513,10 +512,8 @@ async def test_the_default_store_lies_in_the_working_directory_and_takes_registe
         row = await adapters.PersistSignalAdapter.read_signal_data("BTCUSDT", "my-strategy", "binance")
         assert row is not None and row.price_take_profit == 44000
     finally:
-        await close_shared_stores()
-        adapters.PersistSignalAdapter.use_json()
-        await adapters.PersistSignalAdapter.clear()
-        adapters.use_store(None)
+        await holdfast.close()
+        holdfast.reset()
 
 
 async def test_quiet_candles_are_told_only_while_somebody_listens(store: Store) -> None:
