@@ -1,0 +1,59 @@
+"""Those who wait for a flush, and how they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..contract import Key, Record, WriterOp
+from ..errors import HoldfastError
+
+
+class Waiting(NamedTuple):
+    """One call of ``commit`` that waits for a flush."""
+
+    future: asyncio.Future[int]
+    told: int | HoldfastError
+    """What it returns or raises once this and the commits before it are durable."""
+    entry: bytes = b""
+    """Its bytes in the frame; none for a call that only waits for the commits before it."""
+    scope: str = ""
+    writer: str = ""
+    last: WriterOp = WriterOp(0, 0)
+    changes: Mapping[Key, Record | None] = {}
+
+
+def wake(group: list[Waiting]) -> None:
+    """Tell each of ``group`` what it waits for, on its own event loop."""
+    while group:
+        loop = group[0].future.get_loop()
+        if len(group) == 1:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_settle, group)
+            return
+        theirs = [waiting for waiting in group if waiting.future.get_loop() is loop]
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_settle, theirs)
+        if len(theirs) == len(group):
+            return
+        group = [waiting for waiting in group if waiting.future.get_loop() is not loop]
+
+
+def _settle(group: list[Waiting]) -> None:
+    for waiting in group:
+        future, told = waiting[0], waiting[1]
+        if future.done():  # cancelled meanwhile
+            continue
+        if isinstance(told, int):
+            future.set_result(told)
+        else:
+            future.set_exception(told)
+
+
+def again(error: HoldfastError) -> HoldfastError:
+    """Return a copy, so that each waiting task raises an error of its own."""
+    copy = type(error)(str(error), backend=error.backend)
+    copy.__cause__ = error.__cause__
+    return copy
