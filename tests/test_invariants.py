@@ -13,7 +13,7 @@ from holdfast.domains import context_key, event_key, ledger_key, quarantine_key,
 from holdfast.invariants import check, check_store
 from holdfast.names import Context
 from holdfast.outbox import trade_of
-from holdfast.recovery import session_row, slot_of
+from holdfast.reconcile import session_row, slot_of
 from holdfast.rows import Event, Levels, Outage, PartialLevels, Quarantined, Row, ScheduledSignal, Signal
 from holdfast.signals import State
 

@@ -550,3 +550,12 @@ async def test_a_trade_reaches_the_ledger(store: Store) -> None:
     assert (trade["reason"], trade["closedAt"], round(trade["pnlPercent"], 6)) == (
         "take_profit", minute_ms(4), 1.921135,
     )  # fmt: skip
+
+
+def test_background_needs_a_running_loop() -> None:
+    bot = Bot(market(flat(43000, -20, 3)))
+    with pytest.raises(InvalidInputError, match="event loop"):
+        Live.background(
+            "BTCUSDT", strategy_name="my-strategy", exchange_name="binance", registry=bot.registry,
+            listeners=bot.listeners,
+        )  # fmt: skip

@@ -18,7 +18,8 @@ from holdfast.errors import CorruptedError, FencedError, UnavailableError
 from holdfast.invariants import check_store
 from holdfast.names import Context
 from holdfast.outbox import trade_of
-from holdfast.recovery import RecoveryReport, session_row, slot_of
+from holdfast.reconcile import session_row, slot_of
+from holdfast.recovery import RecoveryReport
 from holdfast.rows import Levels, Owner, PartialLevels, RiskPosition, Row, SessionRow
 from holdfast.signals import State
 from holdfast.store import Store
@@ -349,3 +350,19 @@ def test_the_mortal_backend_dies_for_good() -> None:
     for _ in range(2):
         with pytest.raises(Death):
             killer.pass_by()
+
+
+@pytest.mark.parametrize("at", range(2))
+async def test_a_check_asks_a_class_that_cannot_list_what_it_holds(at: int) -> None:
+    """Right after opening, a four-method class has met no entity yet."""
+    world = World(classes=True)
+    store = await world.boot()
+    session = await session_of(bot({1: proposal()}), store)
+    await stepped(session, candle(0, 43000))
+    await session.close()
+    await store.close()
+    if at:
+        world.shelf = {place: value for place, value in world.shelf.items() if "risk" not in place[0]}
+    store = await world.boot()
+    assert [found.rule for found in await check_store(store)] == ["signal-without-slot"] * at
+    await store.close()

@@ -33,7 +33,7 @@ from holdfast.listeners import Failure
 from holdfast.names import Context
 from holdfast.outbox import trade_of
 from holdfast.params import Params
-from holdfast.recovery import slot_of
+from holdfast.reconcile import slot_of
 from holdfast.rows import Event, Guard, Outage, Owner, RiskPosition, SessionRow
 from holdfast.session import Session
 from holdfast.store import Store

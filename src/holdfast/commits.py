@@ -8,7 +8,7 @@ from typing import cast
 from .contract import Key
 from .domains import context_key, event_key, guard_key, risk_key
 from .names import Context
-from .recovery import session_row, slot_of
+from .reconcile import session_row, slot_of
 from .rows import Guard, Outage, PartialLevels, Row, Signal
 from .signals import State, Transition
 

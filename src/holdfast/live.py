@@ -185,7 +185,10 @@ class Live:
         Raises:
             InvalidInputError: As :meth:`run`.
         """
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise InvalidInputError("background() needs a running event loop: call it from async code") from error
         run = cls._made(symbol, strategy_name, exchange_name, store, registry, listeners, clock, sleep)
 
         async def consume() -> None:

@@ -36,7 +36,8 @@ from .listeners import Failure, Listeners, Tick
 from .names import Context
 from .outbox import CAP_ROWS, Outbox
 from .params import Params
-from .recovery import RecoveryReport, recover, session_row, stopped_reasons
+from .reconcile import session_row
+from .recovery import RecoveryReport, recover, stopped_reasons
 from .registry import ExchangeSpec, StrategySpec
 from .risk import RiskProfile
 from .rows import Event, Guard, Row, ScheduledSignal, Signal
