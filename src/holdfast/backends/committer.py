@@ -19,7 +19,6 @@ import logging
 import os
 import queue
 import threading
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -44,8 +43,6 @@ from .views import Views
 from .waiting import Waiting, again, wake
 
 _MAX_GROUP_BYTES = 32 * 1024 * 1024
-_ENOUGH = 24
-"""So many queued commits are worth a flush of their own, even while more are coming."""
 _ROW_BYTES = 160
 """What a snapshot's line takes for one row, about."""
 _logger = logging.getLogger("holdfast")
@@ -95,8 +92,6 @@ class Committer:
         self._refusal: str | None = f"{self.name} is not open: open it first"
         """Why commits are refused, if they are."""
         self._queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
-        self._queued = 0
-        """How many commits were queued since the writer thread looked; only a hint."""
         self._thread = threading.Thread(target=self._run, name="holdfast-writer", daemon=True)
 
     @property
@@ -158,11 +153,6 @@ class Committer:
             future = loop.create_future()
             newest.scope(scope).apply(number, op[0], last, records)
             self._queue.put(Waiting(future, number, entry, scope, op[0], last, records))
-            self._queued += 1
-        if self._queued == _ENOUGH:
-            # A burst: let the writer thread have the interpreter for microseconds, until its first system call, so
-            # that it syncs these while the rest is being prepared. Left alone it would wait for up to 5 ms.
-            time.sleep(0)
         return future
 
     def _after_queued(
@@ -297,7 +287,6 @@ class Committer:
                 else:
                     group.append(more)
                     size += len(more.entry)
-            self._queued = 0
             try:
                 self._flush(group)
             except HoldfastError as error:
