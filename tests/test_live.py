@@ -220,6 +220,22 @@ async def test_nothing_open_skips_the_gap_and_records_it(store: Store) -> None:
     ]  # fmt: skip
 
 
+async def test_an_exchange_that_lags_behind_at_a_restart_gives_the_same_prices() -> None:
+    """The candles that were decided before the restart come late, and still belong to the window."""
+    candles = [candle(minute, 43000 + 40 * (minute % 7)) for minute in range(-20, 20)]
+    candles[23] = candle(3, 43120, high=44000)  # closes the first signal: the last decision before the restart
+    heard: list[list[Event]] = []
+    for lag in (0, 3):
+        store = await memory_store()
+        asked = {1: proposal(), 5: proposal(id="second")}
+        events = await Bot(market([one for one in candles if one[0] < minute_ms(4)]), asked).live(store)
+        events += await Bot(market(candles, start=3 - lag), asked).live(store)
+        heard.append(events)
+        await store.close()
+    assert heard[0] == heard[1]
+    assert [event.kind for event in heard[0]] == ["opened", "closed", "opened"]
+
+
 # ---------------------------------------------------------------------- trouble
 
 

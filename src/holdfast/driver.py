@@ -205,19 +205,21 @@ class Driver:
         """Fetch the candles up to the newest closed one, and those before them that a price and a slot need."""
         newest_ms = self._newest_ms
         assert newest_ms is not None
-        first = self._next_ms is None
-        if first and session.state.last_candle_ms == 0:
+        if self._next_ms is None and session.state.last_candle_ms == 0:
             await session.begin(newest_ms)
-        start_ms = session.state.last_candle_ms + MINUTE_MS if self._next_ms is None else self._next_ms
-        start_ms = max(start_ms, session.state.last_candle_ms + MINUTE_MS)
+        start_ms = max(self._next_ms or 0, session.state.last_candle_ms + MINUTE_MS)
         watching = session.state.signal is not None or session.state.scheduled is not None or session.is_behind
         recent_ms = newest_ms - _FRESH_MS
-        skipped = not watching and start_ms < recent_ms
-        if skipped:
+        if not watching and start_ms < recent_ms:
             # Nothing is open and nothing may open in the past: only the newest candles can change anything.
             session.forbid(start_ms, recent_ms - MINUTE_MS)
             start_ms = recent_ms
-        since_ms = preload_from_ms(start_ms, self._strategy.interval_ms, self._params) if first or skipped else start_ms
+        # From where the window ends, or from where it must begin: at the start an exchange may lag behind what
+        # was decided already, and those candles belong to the price as soon as they come.
+        since_ms = preload_from_ms(start_ms, self._strategy.interval_ms, self._params)
+        if session.window.newest_ms is not None:
+            since_ms = max(since_ms, session.window.newest_ms + MINUTE_MS)
+        since_ms = min(since_ms, start_ms)
         limit = min(MAX_FETCH_CANDLES, max(1, (newest_ms - since_ms) // MINUTE_MS + 1))
         batch = await fetch_candles(
             self._exchange.get_candles, self.context.symbol, "1m", since_ms=max(0, since_ms), limit=limit,

@@ -370,9 +370,13 @@ class Session:
                 return
             try:
                 await self._tenure.commit({**dict.fromkeys(delivered), **rows, **outages}, guards)
-            except BaseException:
+            except BaseException as error:
                 self.outbox.put_back(delivered)
                 self.outages.put_back(outages)
+                if not isinstance(error, HoldfastError):
+                    # Cancelled, say: whether it was applied is not known here.
+                    told = f"{self.context}: interrupted in a commit ({error!r}): recover with a new session"
+                    self._broken, self._plain = FailedError(told), False
                 raise
 
     # ------------------------------------------------------------------ telling
