@@ -1,7 +1,8 @@
 """Speed of the file store beside the barest code that is as durable: ``python -m bench.storage [--json]``.
 
 Floor and store take turns on the same disk in one run, and medians are compared, so that a slow moment of the disk
-burdens both; for opening, which is work of the processor, the best round of each, as other programs only ever slow. What a floor leaves out: keys, versions, ``expect``, checksums, recovery.
+burdens both; for opening, which is work of the processor, the best round of each, as other programs only ever slow
+it down. What a floor leaves out: keys, versions, ``expect``, recovery.
 """
 
 from __future__ import annotations
