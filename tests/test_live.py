@@ -465,6 +465,22 @@ async def test_contexts_that_share_a_limit_trade_the_same_whatever_order_they_st
     assert len(results[0]) > 5
 
 
+async def test_an_exchange_that_gives_nothing_keeps_nobody_waiting(store: Store) -> None:
+    """They share a risk profile, and the one whose exchange fails comes first by its name."""
+    registry = Registry()
+    bad, good = market(flat(43000, -20, 30), hold=True), market(flat(43000, -20, 30))
+    bad.failures = [OSError("no route")] * 10_000
+    registry.add_exchange(bad, exchange_name="a-bad")
+    bot = Bot(good, {25: proposal()}, registry=registry, risk=[lambda payload: True])
+    stuck = Live.background(
+        "BTCUSDT", strategy_name="my-strategy", exchange_name="a-bad", store=store, registry=registry,
+        listeners=bot.listeners, sleep=no_sleep,
+    )  # fmt: skip
+    events = await asyncio.wait_for(bot.live(store), 20)
+    assert [event.kind for event in events] == ["opened"]
+    await asyncio.wait_for(stuck.abort(), 20)
+
+
 async def test_a_run_that_was_set_up_and_dropped_keeps_nobody_waiting(store: Store) -> None:
     registry = Registry()
     scene = market(flat(43000, -20, 5))

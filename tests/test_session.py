@@ -33,9 +33,10 @@ from holdfast.listeners import Failure
 from holdfast.names import Context
 from holdfast.outbox import trade_of
 from holdfast.params import Params
-from holdfast.reconcile import slot_of
+from holdfast.reconcile import session_row, slot_of
 from holdfast.rows import Event, Guard, Outage, Owner, RiskPosition, SessionRow
 from holdfast.session import Session
+from holdfast.signals import State
 from holdfast.store import Store
 
 CONTEXT = Context("binance", "BTCUSDT", "my-strategy")
@@ -316,6 +317,7 @@ async def test_a_sync_strategy_that_raises_is_reported(store: Store) -> None:
 async def test_an_id_that_the_ledger_knows_never_opens_again(store: Store) -> None:
     old = event(1, "closed", signal_row(signal_id="used"))
     await put(store, {ledger_key(CONTEXT, "used"): trade_of(old)})
+    await put(store, {context_key("session", CONTEXT): session_row(CONTEXT, State(last_event=1, last_candle_ms=1), ())})
     mine = bot({1: proposal(id="used"), 2: proposal(id="new")})
     session = await session_of(mine, store)
     assert await stepped(session, candle(0, 43000)) == []
@@ -414,6 +416,17 @@ async def test_forbidden_candles_are_recorded_as_ranges_with_the_next_commit(sto
     await session.close()
     assert await outages(store) == [(0, 2), (4, 4), (6, 7)]
     assert mine.asked == [4, 6]
+
+
+async def test_an_outage_that_could_not_be_recorded_is_recorded_with_a_later_commit(store: Store) -> None:
+    session = await session_of(bot({3: proposal(id="lost"), 5: proposal()}), store)
+    await stepped(session, candle(0, 43000), entries=False)
+    await stepped(session, candle(1, 43000))
+    Faults(store).before = [UnavailableError("full")]
+    await stepped(session, *flat(43000, 2, 4))
+    assert session.state.signal is not None
+    assert await outages(store) == [(0, 0), (2, 2)]
+    await session.close()
 
 
 async def test_a_half_full_outbox_refuses_entries_and_lets_exits_through(store: Store) -> None:
