@@ -51,7 +51,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="a market that does not wait, N times real time; the trades are then compared with the pure step over the "
         "same candles, entries forbidden in the outages that were recorded",
     )  # fmt: skip
-    parser.add_argument("--steps", action="store_true", help="first kill at every numbered step")
+    parser.add_argument(
+        "--every-step", "--steps", dest="steps", action="store_true", help="first kill at every numbered step"
+    )
     parser.add_argument("--resume", metavar="DIR", help="keep results there, and go on where an earlier call stopped")
     parser.add_argument("--time-cap", type=float, default=0.0, metavar="SECONDS", help="begin no round after so long")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
