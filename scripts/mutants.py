@@ -45,11 +45,10 @@ def try_mutant(mutant: Mutant, scratch: Path) -> Outcome:
     place = Path(tempfile.mkdtemp(dir=scratch))
     shutil.copytree(ROOT / "src", place / "src", ignore=shutil.ignore_patterns("__pycache__"))
     if mutant.file:
-        file = place / "src" / "holdfast" / mutant.file
-        text = file.read_text()
-        if (times := text.count(mutant.old)) != 1:
-            return outcome(False, f"its text stands {times} times in {mutant.file}: mend tests/mutants.py")
-        file.write_text(text.replace(mutant.old, mutant.new))
+        files = mutant.found_in(place / "src")
+        if len(files) != 1:
+            return outcome(False, f"its text stands {len(files)} times in {mutant.file}: mend tests/mutants.py")
+        files[0].write_text(files[0].read_text().replace(mutant.old, mutant.new))
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header",
                "--show-capture=no", "--tb=line", f"--basetemp={place / 'tmp'}", *shlex.split(mutant.tests)]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(place / "src"), "PYTHONDONTWRITEBYTECODE": "1"}

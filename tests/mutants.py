@@ -1,11 +1,12 @@
 """One-line defects, and the quick tests that must catch each. Run them all with ``make mutants``.
 
-A mutant names its file under ``src/holdfast``, a text that stands there exactly once, what to put in its place,
-and the arguments of the pytest run that must fail.
+A mutant names a file, a text that stands exactly once in the one file of that name that has it, what to put in its
+place, and the arguments of the pytest run that must fail. Files are named without their folder.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 # ruff: noqa: E501
@@ -19,6 +20,10 @@ class Mutant(NamedTuple):
     old: str
     new: str
     tests: str
+
+    def found_in(self, source: Path) -> list[Path]:
+        """Return where the text stands under ``source``, once for each time; one place is as it should be."""
+        return [p for p in sorted(source.rglob(self.file)) for _ in range(p.read_text().count(self.old))]
 
 
 def _power(name: str) -> str:
@@ -35,42 +40,42 @@ _MISSED = "tests/test_faults_session.py -k missed"
 STORAGE = [
     Mutant(
         "no fdatasync of a commit",
-        "backends/journal.py",
+        "journal.py",
         "            self._disk.fdatasync(self._log)\n        except OSError as error:\n            # The kernel",
         "            pass\n        except OSError as error:\n            # The kernel",
         _power("overwrite"),
     ),
     Mutant(
         "no fsync of the directory after a checkpoint",
-        "backends/journal.py",
+        "journal.py",
         "            self._disk.fsync(self._directory.meta)\n            self._inode",
         "            self._inode",
         _power("checkpoint"),
     ),
     Mutant(
         "no fsync of the directory at open",
-        "backends/journal.py",
+        "journal.py",
         "            self._disk.fsync(here.meta)\n",
         "            pass\n",
         _power("first and write"),
     ),
     Mutant(
         "the directory's own name is not synced",
-        "backends/journal.py",
+        "journal.py",
         "        here.sync_parents()\n",
         "",
         _power("first and write"),
     ),
     Mutant(
         "rename before fsync",
-        "backends/directory.py",
+        "directory.py",
         "            if sync:\n                disk.fdatasync(fd)\n            disk.rename(temporary, name, at=self.meta)",
         "            disk.rename(temporary, name, at=self.meta)",
         _power("checkpoint"),
     ),
     Mutant(
         "no sync at open of what was read",
-        "backends/journal.py",
+        "journal.py",
         '            self._disk.fdatasync(self._log)\n            if self._seal("open"):\n'
         "                self._disk.fdatasync(self._log)\n",
         "            pass\n",
@@ -78,84 +83,84 @@ STORAGE = [
     ),
     Mutant(
         "the torn tail is not cut",
-        "backends/journal.py",
+        "journal.py",
         "        self._disk.truncate(self._log, self.length)\n        _logger.info(",
         "        _logger.info(",
         _power("torn"),
     ),
     Mutant(
         "the checksum of a frame is not checked",
-        "backends/log.py",
+        "log.py",
         "trusted = crc32(whole[start:end]) == head.crc",
         "trusted = True",
         _power("overwrite"),
     ),
     Mutant(
         "a frame that is missing is not noticed",
-        "backends/log.py",
+        "log.py",
         "if at and head.number != found.number + 1:",
         "if False:",
         "tests/test_faults.py -k taken_out",
     ),
     Mutant(
         "the versions are not compared",
-        "backends/state.py",
+        "state.py",
         "            if _version(rows.get(key)) != version:\n                raise",
         "            if False:\n                raise",
         f"{_CONTRACT} expect",
     ),
     Mutant(
         "a repeated op is applied again",
-        "backends/state.py",
+        "state.py",
         "        elif n == last[0]:\n",
         "        elif n < 0:\n",
         f"{_CONTRACT} repeated",
     ),
     Mutant(
         "a lower op is taken",
-        "backends/state.py",
+        "state.py",
         "        elif n < last[0]:\n",
         "        elif n < 0:\n",
         f"{_CONTRACT} lower",
     ),
     Mutant(
         "seen before it is durable",
-        "backends/committer.py",
+        "committer.py",
         "            found = self._durable.scopes.get(scope)\n",
         "            found = self._newest.scopes.get(scope)\n",
         "tests/test_faults.py -k not_seen",
     ),
     Mutant(
         "acknowledged before it is written",
-        "backends/committer.py",
+        "committer.py",
         "        if body:\n            self._journal.append(body)\n",
         "        _wake(group)\n        if body:\n            self._journal.append(body)\n",
         _power("overwrite"),
     ),
     Mutant(
         "a short write is taken for a whole one",
-        "backends/quarantine.py",
+        "quarantine.py",
         "    if taken == len(data):\n        return\n",
         "    return\n",
         "tests/test_faults.py -k short",
     ),
     Mutant(
         "after a failed sync it goes on with the same file",
-        "backends/journal.py",
+        "journal.py",
         "            self.broken = self.suspect = True\n            raise self._unknown(error) from error\n        self._number",
         "            raise self._unknown(error) from error\n        self._number",
         "tests/test_faults.py -k failed_sync",
     ),
     Mutant(
         "what a failed write left is not taken back",
-        "backends/journal.py",
+        "journal.py",
         "            self._take_back(error)\n",
         "",
         "tests/test_faults.py -k short",
     ),
     Mutant(
         "the lock is not taken",
-        "backends/directory.py",
+        "directory.py",
         "            if not disk.lock(self._lock):\n",
         "            if False:\n",
         f"{_CONTRACT} second-owner",

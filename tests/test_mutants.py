@@ -19,11 +19,8 @@ def test_a_handful_of_defects_is_caught() -> None:
 
 def test_every_defect_stands_for_a_text_that_is_there_once() -> None:
     """So that a change of the source cannot make a mutant an empty threat."""
-    wrong = []
-    for mutant in MUTANTS:
-        times = (ROOT / "src" / "holdfast" / mutant.file).read_text().count(mutant.old)
-        if times != 1:
-            wrong.append(f"{mutant.name}: {times} times in {mutant.file}")
+    found = {mutant.name: mutant.found_in(ROOT / "src") for mutant in MUTANTS}
+    wrong = [f"{name}: {len(files)} times" for name, files in found.items() if len(files) != 1]
     assert wrong == []
     assert len(MUTANTS) >= 15
     assert set(HANDFUL) <= {mutant.name for mutant in MUTANTS}
