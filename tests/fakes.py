@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from holdfast.candles import MINUTE_MS, Candle
 from holdfast.contract import Backend, Key, Survives
+from holdfast.engine.listeners import Listeners
+from holdfast.engine.live import Live, LiveRun
+from holdfast.engine.registry import Registry
+from holdfast.engine.session import Session
 from holdfast.invariants import check_store
-from holdfast.listeners import Listeners
-from holdfast.live import Live, LiveRun
 from holdfast.market.protocol import MarketEnded
 from holdfast.names import Context
-from holdfast.params import Params
-from holdfast.registry import Registry
 from holdfast.rows import Event, Row, ScheduledSignal, Signal
-from holdfast.session import Session
+from holdfast.rules.candles import MINUTE_MS, Candle
+from holdfast.rules.params import Params
 from holdfast.store import Store
 
 START_MS = 1_700_000_100_000

@@ -11,7 +11,7 @@ from typing import Any
 
 from holdfast.backends.memory import MemoryBackend
 from holdfast.contract import Backend, Guarantees, Head, Key, KeyPrefix, Op, Record, Survives
-from holdfast.custom import CustomBackend
+from holdfast.documents.custom import CustomBackend
 from holdfast.store import Store
 
 

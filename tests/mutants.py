@@ -168,7 +168,7 @@ STORAGE = [
     Mutant(
         "the checksum of a row is not compared",
         "domains.py",
-        'if tail[9:-2] != b"%08x" % _checksum(key, text):',
+        """if payload[-_TAIL:] != b',"_sum":"%08x"}' % _checksum(key, text):""",
         "if False:",
         "tests/test_domains.py",
     ),

@@ -12,7 +12,9 @@ import msgspec
 import pytest
 from process_store import ADAPTERS, fresh_process, signal, slot
 
-from holdfast.adapters import (
+from holdfast.backends.memory import MemoryBackend
+from holdfast.contract import KeyPrefix, Op, Survives
+from holdfast.documents.adapters import (
     PersistBase,
     PersistPartialAdapter,
     PersistRiskAdapter,
@@ -24,8 +26,6 @@ from holdfast.adapters import (
     lent_store,
     use_store,
 )
-from holdfast.backends.memory import MemoryBackend
-from holdfast.contract import KeyPrefix, Op, Survives
 from holdfast.domains import context_key
 from holdfast.errors import CorruptedError, FailedError, InvalidInputError, UnavailableError
 from holdfast.rows import Levels, RiskPosition, ScheduledSignal, Signal

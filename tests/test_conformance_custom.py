@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from holdfast.contract import Key
-from holdfast.custom import CustomBackend
+from holdfast.documents.custom import CustomBackend
 from holdfast.domains import context_key, encode
 from holdfast.names import Context
 from holdfast.rows import Signal

@@ -13,9 +13,9 @@ from power_workloads import FOCUS, make_backend
 
 from holdfast.backends.memory import MemoryBackend
 from holdfast.contract import Backend, Guarantees, How, Survives
+from holdfast.engine.live import Live
 from holdfast.errors import HoldfastError
 from holdfast.invariants import check_store
-from holdfast.live import Live
 from holdfast.rows import Event, Trade
 from holdfast.store import Store
 from holdfast.testing.disk import SimulatedDisk
@@ -225,7 +225,7 @@ async def test_an_event_that_the_iterator_gave_stays_stored_until_the_next_is_as
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever dies while it handles an event is given it again."""
-    monkeypatch.setattr("holdfast.session._ACKNOWLEDGE_SECONDS", 0.0)
+    monkeypatch.setattr("holdfast.engine.session._ACKNOWLEDGE_SECONDS", 0.0)
     memory, run = MemoryBackend(), Run()
     store = Store(memory, require=Survives.NOTHING)
     await store.open()

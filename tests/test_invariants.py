@@ -10,12 +10,12 @@ from fakes import memory_store, minute_ms, put, signal_row
 
 from holdfast.contract import Key
 from holdfast.domains import context_key, event_key, ledger_key, quarantine_key, risk_key
+from holdfast.engine.outbox import trade_of
+from holdfast.engine.reconcile import session_row, slot_of
 from holdfast.invariants import check, check_store
 from holdfast.names import Context
-from holdfast.outbox import trade_of
-from holdfast.reconcile import session_row, slot_of
 from holdfast.rows import Event, Levels, Outage, PartialLevels, Quarantined, Row, ScheduledSignal, Signal
-from holdfast.signals import State
+from holdfast.rules.signals import State
 
 CONTEXT = Context("binance", "BTCUSDT", "my-strategy")
 SIGNAL = signal_row(at_minute=0)

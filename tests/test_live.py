@@ -28,21 +28,21 @@ from fakes import (
 from mortal import Death, Killer, World, four_method_class
 
 import holdfast
-from holdfast import adapters
-from holdfast.candles import MINUTE_MS, Candle, Window
+from holdfast.documents import adapters
 from holdfast.domains import context_key, ledger_key
+from holdfast.engine.live import Live
+from holdfast.engine.recovery import own
+from holdfast.engine.registry import Registry
+from holdfast.engine.session import wall_clock_ms
 from holdfast.errors import FencedError, InvalidInputError, UnavailableError
-from holdfast.live import Live
 from holdfast.market.history import History
 from holdfast.market.pace import WaitingPace
 from holdfast.market.replay import LocalMarket
 from holdfast.names import Context
-from holdfast.params import Params
-from holdfast.recovery import own
-from holdfast.registry import Registry
 from holdfast.rows import Event, Outage, Trade
-from holdfast.session import wall_clock_ms
-from holdfast.signals import Spec, State, Transition, answer, step
+from holdfast.rules.candles import MINUTE_MS, Candle, Window
+from holdfast.rules.params import Params
+from holdfast.rules.signals import Spec, State, Transition, answer, step
 from holdfast.store import Store
 
 CONTEXT = Context("binance", "BTCUSDT", "my-strategy")
@@ -170,7 +170,7 @@ async def test_a_killed_run_equals_the_pure_step_with_entries_forbidden_in_the_r
 
 def bot_with_prices(scene: FakeMarket, strategy: Priced, fetched: Any, old: Bot) -> Bot:
     """Return the bot again, its strategy told the price that the rules see."""
-    from holdfast.context import current
+    from holdfast.engine.context import current
 
     window: dict[int, float] = {}
 

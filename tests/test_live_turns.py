@@ -8,8 +8,8 @@ import random
 import pytest
 from fakes import minute_ms, until
 
+from holdfast.engine.turns import Turn, Turns
 from holdfast.names import Context
-from holdfast.turns import Turn, Turns
 
 
 def context(name: str) -> Context:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.candles import Candle
 from holdfast.errors import InvalidInputError
 from holdfast.market.candles_file import read_candles, read_history, symbol_of
 from holdfast.market.history import History, infer_interval
 from holdfast.market.synthetic import SyntheticMarket
+from holdfast.rules.candles import Candle
 
 # Real candles are not part of the repository: a folder beside it, or the one that HOLDFAST_CANDLES names.
 REAL = Path(os.environ.get("HOLDFAST_CANDLES") or Path(__file__).parents[2] / "shared" / "data")

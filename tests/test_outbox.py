@@ -11,12 +11,12 @@ from test_invariants import event
 
 from holdfast.contract import Key
 from holdfast.domains import ledger_key
+from holdfast.engine.lanes import MAX_RESENDS
+from holdfast.engine.listeners import Listeners
+from holdfast.engine.outbox import Outbox, trade_of
+from holdfast.engine.registry import Callbacks
 from holdfast.errors import FailedError, UnavailableError, UnknownOutcomeError
-from holdfast.lanes import MAX_RESENDS
-from holdfast.listeners import Listeners
 from holdfast.names import Context
-from holdfast.outbox import Outbox, trade_of
-from holdfast.registry import Callbacks
 from holdfast.rows import Event
 from holdfast.store import Store
 

@@ -14,14 +14,14 @@ from test_invariants import event
 from holdfast.backends.memory import MemoryBackend
 from holdfast.contract import Key, Op
 from holdfast.domains import context_key, event_key, guard_key, ledger_key, risk_key, to_mapping
+from holdfast.engine.outbox import trade_of
+from holdfast.engine.reconcile import session_row, slot_of
+from holdfast.engine.recovery import RecoveryReport
 from holdfast.errors import CorruptedError, FencedError, UnavailableError
 from holdfast.invariants import check_store
 from holdfast.names import Context
-from holdfast.outbox import trade_of
-from holdfast.reconcile import session_row, slot_of
-from holdfast.recovery import RecoveryReport
 from holdfast.rows import Levels, Owner, PartialLevels, RiskPosition, Row, SessionRow
-from holdfast.signals import State
+from holdfast.rules.signals import State
 from holdfast.store import Store
 
 CONTEXT = Context("binance", "BTCUSDT", "my-strategy")

@@ -25,18 +25,18 @@ from fakes import (
 )
 from test_invariants import event
 
-import holdfast.session
+import holdfast.engine.session
 from holdfast.contract import Key
 from holdfast.domains import context_key, event_key, guard_key, ledger_key, risk_key
+from holdfast.engine.listeners import Failure
+from holdfast.engine.outbox import trade_of
+from holdfast.engine.reconcile import session_row, slot_of
+from holdfast.engine.session import Session
 from holdfast.errors import FailedError, FencedError, UnavailableError, UnknownOutcomeError
-from holdfast.listeners import Failure
 from holdfast.names import Context
-from holdfast.outbox import trade_of
-from holdfast.params import Params
-from holdfast.reconcile import session_row, slot_of
 from holdfast.rows import Event, Guard, Outage, Owner, RiskPosition, SessionRow
-from holdfast.session import Session
-from holdfast.signals import State
+from holdfast.rules.params import Params
+from holdfast.rules.signals import State
 from holdfast.store import Store
 
 CONTEXT = Context("binance", "BTCUSDT", "my-strategy")
@@ -346,7 +346,7 @@ async def test_delivered_events_go_with_the_next_commit_or_within_a_second(
     closing = next(rows for rows in faults.made if event_key(CONTEXT, 2) in rows)
     assert closing[event_key(CONTEXT, 1)] is None
     assert [key.entity_id for key in await store.scan("outbox")] == ["000000000002"]
-    monkeypatch.setattr(holdfast.session, "_ACKNOWLEDGE_SECONDS", 0.0)
+    monkeypatch.setattr(holdfast.engine.session, "_ACKNOWLEDGE_SECONDS", 0.0)
     session._cancel_timer()
     session.flush_soon()
     await until(lambda: event_key(CONTEXT, 2) in faults.made[-1])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from . import default
-from .listeners import default_listeners
-from .live import Live
-from .params import reset_config
-from .registry import default_registry
+from .documents import default
+from .engine.listeners import default_listeners
+from .engine.live import Live
+from .engine.registry import default_registry
+from .rules.params import reset_config
 
 
 async def close() -> None:

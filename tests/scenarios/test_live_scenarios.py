@@ -15,15 +15,15 @@ import pytest
 from fakes import Bot, FakeMarket, candle, flat, minute_ms, put, signal_row, sound, until
 from mortal import Death, Killer, World
 
-from holdfast import adapters
-from holdfast.candles import MINUTE_MS, Candle
 from holdfast.contract import Key
+from holdfast.documents import adapters
 from holdfast.domains import context_key, risk_key, to_mapping
+from holdfast.engine.listeners import Failure
+from holdfast.engine.live import Live
 from holdfast.errors import UnavailableError
-from holdfast.listeners import Failure
-from holdfast.live import Live
 from holdfast.names import Context, entity_name
 from holdfast.rows import Event, RiskPosition, ScheduledSignal, Signal
+from holdfast.rules.candles import MINUTE_MS, Candle
 from holdfast.store import Store
 
 CONTEXT = Context("binance", "BTCUSDT", "my-strategy")

@@ -12,7 +12,8 @@ import msgspec
 import pytest
 from process_store import fresh_process, signal, slot
 
-from holdfast.adapters import (
+from holdfast.contract import KeyPrefix, Op
+from holdfast.documents.adapters import (
     PersistBase,
     PersistPartialAdapter,
     PersistRiskAdapter,
@@ -21,7 +22,6 @@ from holdfast.adapters import (
     close_stores,
     default_store,
 )
-from holdfast.contract import KeyPrefix, Op
 from holdfast.domains import context_key, risk_key
 from holdfast.errors import ConflictError, CorruptedError, HeldError, NotFoundError
 from holdfast.names import Context
@@ -212,7 +212,7 @@ async def test_scenario_44_names_that_look_alike_stay_apart_in_all_four_domains(
 
 _SECOND = """
 import asyncio
-from holdfast.adapters import PersistSignalAdapter
+from holdfast.documents.adapters import PersistSignalAdapter
 from holdfast.errors import HeldError
 async def main():
     try:

@@ -14,12 +14,12 @@ import msgspec
 
 from ..contract import Key
 from ..domains import context_key
+from ..engine.registry import default_registry
 from ..errors import InvalidInputError
 from ..market.pace import Pace
 from ..market.serve import build_market
-from ..params import get_config
-from ..registry import default_registry
 from ..rows import Outage
+from ..rules.params import get_config
 from ..testing.pure import pure_rows
 from ..testing.torture import Plan, Round, torture
 from .exits import LOSS, OK

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..candles import MINUTE_MS, Candle, Window
 from ..contract import Key
 from ..domains import context_key, encode, ledger_key
-from ..listeners import Listeners
+from ..engine.listeners import Listeners
+from ..engine.outbox import trade_of
+from ..engine.reconcile import slot_of
+from ..engine.registry import Registry
+from ..engine.settle import Settler
 from ..market.replay import LocalMarket
 from ..names import Context
-from ..outbox import trade_of
-from ..params import Params
-from ..reconcile import slot_of
-from ..registry import Registry
 from ..rows import Outage, RiskPosition
-from ..settle import Settler
-from ..signals import Question, Spec, State, Transition, step
+from ..rules.candles import MINUTE_MS, Candle, Window
+from ..rules.params import Params
+from ..rules.signals import Question, Spec, State, Transition, step
 
 _PAGE = 5000
 
