@@ -33,7 +33,7 @@ def _power(name: str) -> str:
 _ACTED = "tests/test_power_cuts.py -k acted_on"
 _CONTRACT = "tests/test_conformance.py -k"
 _ENGINE = "tests/test_session.py tests/test_outbox.py tests/test_faults_session.py"
-_RECONCILE = "tests/scenarios/test_live_scenarios.py tests/test_custom.py tests/test_session.py"
+_RECONCILE = "tests/test_recovery.py tests/scenarios/test_live_scenarios.py"
 _GAVE = "tests/test_faults_session.py -k iterator_gave"
 _MISSED = "tests/test_faults_session.py -k missed"
 
