@@ -105,7 +105,7 @@ STORAGE = [
     Mutant(
         "the versions are not compared",
         "state.py",
-        "            if _version(rows.get(key)) != version:\n                raise",
+        "            if (0 if found is None else found.version) != version:\n                raise",
         "            if False:\n                raise",
         f"{_CONTRACT} expect",
     ),
@@ -134,7 +134,7 @@ STORAGE = [
         "acknowledged before it is written",
         "committer.py",
         "        if body:\n            self._journal.append(body)\n",
-        "        _wake(group)\n        if body:\n            self._journal.append(body)\n",
+        "        wake(group)\n        if body:\n            self._journal.append(body)\n",
         _power("overwrite"),
     ),
     Mutant(

@@ -22,7 +22,6 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import cast
 
 from ..contract import Guarantees, Head, How, Key, KeyPrefix, Op, Record, WriterOp
 from ..errors import (
@@ -40,11 +39,12 @@ from .disk import Disk
 from .journal import Journal, Opened
 from .state import Scope, State
 from .views import Views
-from .waiting import Waiting, again, wake
+from .waiting import Waiting, again, merged, wake
 
 _MAX_GROUP_BYTES = 32 * 1024 * 1024
 _ROW_BYTES = 160
 """What a snapshot's line takes for one row, about."""
+_make = tuple.__new__  # what Record() comes to, without a call in Python for each row
 _logger = logging.getLogger("holdfast")
 
 
@@ -146,10 +146,11 @@ class Committer:
             if type(op) is not Op:
                 op = Op(*op)
             records = {
-                key: None if payload is None else Record(payload, number, op) for key, payload in changes.items()
+                key: None if payload is None else _make(Record, (payload, number, op))
+                for key, payload in changes.items()
             }
             entry = log.commit_entry(scope, number, op, changes)
-            last = WriterOp(op[1], number)
+            last = _make(WriterOp, (op[1], number))
             future = loop.create_future()
             newest.scope(scope).apply(number, op[0], last, records)
             self._queue.put(Waiting(future, number, entry, scope, op[0], last, records))
@@ -304,12 +305,14 @@ class Committer:
         if body:
             self._journal.append(body)
             with self._lock:
-                for _, number, entry, scope, writer, last, changes in group:
-                    if entry:
-                        self._durable.scope(scope).apply(cast("int", number), writer, last, changes)
+                scope = self._durable.scope
+                for waiting in group:
+                    if waiting.entry:
+                        last = waiting.last
+                        scope(waiting.scope).apply(last[1], waiting.writer, last, waiting.changes)
         wake(group)
         if body and self._views is not None:
-            self._views.changed((scope, last[1], changes) for _, _, entry, scope, _, last, changes in group if entry)
+            self._views.changed(merged(group))
 
     def _fail(self, group: list[Waiting], error: HoldfastError) -> None:
         """Tell everybody who waits; carry on from what is durable, unless the journal is broken."""

@@ -106,6 +106,11 @@ def _entry(tag: bytes, line: _Line) -> bytes:
 
 def commit_entry(scope: str, number: int, op: Op, changes: Mapping[Key, bytes | None]) -> bytes:
     """Return the bytes of one commit."""
+    if len(changes) == 1:
+        [(key, payload)] = changes.items()
+        if payload is not None:  # most commits: nothing to collect
+            text = _ENCODER.encode(CommitLine(scope, number, op, [], [key], [len(payload)], [crc32(payload)]))
+            return b"c %08x %b\n%b\n" % (crc32(text, _CRC_C), text, payload)
     deleted: list[Key] = []
     written: list[Key] = []
     payloads: list[bytes] = []

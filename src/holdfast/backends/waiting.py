@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from typing import NamedTuple
+
+import msgspec
 
 from ..contract import Key, Record, WriterOp
 from ..errors import HoldfastError
 
 
-class Waiting(NamedTuple):
+class Waiting(msgspec.Struct, frozen=True):
     """One call of ``commit`` that waits for a flush."""
 
     future: asyncio.Future[int]
@@ -43,13 +44,28 @@ def wake(group: list[Waiting]) -> None:
 
 def _settle(group: list[Waiting]) -> None:
     for waiting in group:
-        future, told = waiting[0], waiting[1]
+        future, told = waiting.future, waiting.told
         if future.done():  # cancelled meanwhile
             continue
         if isinstance(told, int):
             future.set_result(told)
         else:
             future.set_exception(told)
+
+
+def merged(group: list[Waiting]) -> list[tuple[str, int, Mapping[Key, Record | None]]]:
+    """Return each scope that a flushed group wrote, with its last commit number and all its changes as one."""
+    numbers: dict[str, int] = {}
+    changes: dict[str, dict[Key, Record | None]] = {}
+    for waiting in group:
+        if waiting.entry:
+            scope = waiting.scope
+            numbers[scope] = waiting.last[1]
+            if scope in changes:
+                changes[scope].update(waiting.changes)
+            else:
+                changes[scope] = {**waiting.changes}
+    return [(scope, number, changes[scope]) for scope, number in numbers.items()]
 
 
 def again(error: HoldfastError) -> HoldfastError:
