@@ -15,8 +15,8 @@ help:  ## list the targets
 
 setup: .venv/ready  ## make .venv with everything the repo needs (quick the second time)
 
-run: .venv/ready  ## the main job: a live paper run, killed again and again, ends as if never killed (CANDLES=FILE, KILLS=60, SEED=7)
-	@$(HOLDFAST) torture examples/bot.py --kills $(KILLS) --seed $(SEED) $(if $(CANDLES),--market $(CANDLES))
+run: .venv/ready  ## the main job: a live paper run, killed again and again, and at every step, ends as if never killed (CANDLES=FILE, KILLS=60, SEED=7)
+	@$(HOLDFAST) torture examples/bot.py --kills $(KILLS) --steps --seed $(SEED) $(if $(CANDLES),--market $(CANDLES))
 
 test: .venv/ready  ## set everything up and run all tests (under 10 minutes)
 	@$(PY) -m pytest -n 2 --dist worksteal --durations=8

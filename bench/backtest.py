@@ -14,10 +14,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from holdfast.backtest import Backtest
-from holdfast.candles import MINUTE_MS, Candle, Window, average_price
-from holdfast.listeners import Listeners, Performance
-from holdfast.registry import Registry
+from holdfast.engine.backtest import Backtest
+from holdfast.engine.listeners import Listeners, Performance
+from holdfast.engine.registry import Registry
+from holdfast.rules.candles import MINUTE_MS, Candle, Window, average_price
 
 CANDLES = 200_000
 ROUNDS = 3

@@ -22,15 +22,15 @@ from typing import Any
 import msgspec
 
 from holdfast.backends.memory import MemoryBackend
-from holdfast.candles import MINUTE_MS, Candle, Window
 from holdfast.contract import Guarantees, Head, Key, KeyPrefix, Op, Record, Survives
-from holdfast.listeners import Listeners
+from holdfast.engine.listeners import Listeners
+from holdfast.engine.registry import ExchangeSpec, Registry
+from holdfast.engine.session import Session
 from holdfast.names import Context
-from holdfast.params import Params
-from holdfast.registry import ExchangeSpec, Registry
 from holdfast.rows import ScheduledSignal, Signal
-from holdfast.session import Session
-from holdfast.signals import Spec, State, step
+from holdfast.rules.candles import MINUTE_MS, Candle, Window
+from holdfast.rules.params import Params
+from holdfast.rules.signals import Spec, State, step
 from holdfast.store import Store
 
 CONTEXTS = 1000

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from holdfast.candles import MINUTE_MS, Candle
 from holdfast.contract import Backend, Key, Survives
+from holdfast.engine.listeners import Listeners
+from holdfast.engine.live import Live, LiveRun
+from holdfast.engine.registry import Registry
+from holdfast.engine.session import Session
 from holdfast.invariants import check_store
-from holdfast.listeners import Listeners
-from holdfast.live import Live, LiveRun
 from holdfast.market.protocol import MarketEnded
 from holdfast.names import Context
-from holdfast.registry import Registry
 from holdfast.rows import Event, Row, ScheduledSignal, Signal
+from holdfast.rules.candles import MINUTE_MS, Candle
+from holdfast.rules.params import Params
 from holdfast.store import Store
 
 START_MS = 1_700_000_100_000
@@ -217,6 +219,40 @@ class Bot:
         return events
 
 
+async def session_of(bot: Bot, store: Store, *, holder: str = "test", recover: bool = True, **more: Any) -> Session:
+    """Return a session of the bot's context, recovered, its window full up to the start of the market."""
+    params = more.pop("params", None) or Params()
+    strategy = bot.registry.check_start(bot.strategy, params)
+    session = Session(
+        bot.context, strategy, bot.registry.exchange(bot.exchange), store, listeners=bot.listeners, params=params,
+        risk_profiles={name: bot.registry.risk(name) for name in strategy.risk_names}, holder=holder,
+        clock=lambda: minute_ms(0), sleep=no_sleep, **more,
+    )  # fmt: skip
+    if recover:
+        await session.recover()
+        for minute in range(-10, 0):
+            session.window.push(candle(minute, 43000))
+        if session.state.last_candle_ms == 0:
+            await session.begin(minute_ms(0))
+    return session
+
+
+async def stepped(session: Session, *candles: Candle, entries: bool = True) -> list[Event]:
+    """Step candles one by one, each as the newest, and deliver; return the events that were told."""
+    told = []
+    for one in candles:
+        outcome = session.step(one, entries=entries)
+        if outcome is not None:
+            await outcome
+        told += await session.deliver()
+    return told
+
+
+def proposal(target: float = 44000, stop: float = 42000, **more: Any) -> dict[str, Any]:
+    """Return a long as a strategy proposes it, around a price of 43000."""
+    return {"position": "long", "priceTakeProfit": target, "priceStopLoss": stop, "minuteEstimatedTime": 60, **more}
+
+
 async def sound(store: Store) -> None:
     """Fail unless every invariant holds."""
     assert await check_store(store) == []
@@ -229,6 +265,3 @@ async def until(condition: Callable[[], Any], *, turns: int = 10_000) -> None:
             return
         await asyncio.sleep(0)
     raise AssertionError("it did not come true")
-
-
-Wait = Callable[[], Awaitable[None]]

@@ -5,12 +5,13 @@ What they hold survives, as a disk would; everything after the death raises, as 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from holdfast.backends.memory import MemoryBackend
 from holdfast.contract import Backend, Guarantees, Head, Key, KeyPrefix, Op, Record, Survives
-from holdfast.custom import CustomBackend
+from holdfast.documents.custom import CustomBackend
 from holdfast.store import Store
 
 
@@ -28,7 +29,8 @@ class Killer:
     def __init__(self, at: int | None = None) -> None:
         self.at = at
         self.steps = 0
-        self.writes: list[str] = []
+        self.giving_way = False
+        """Let other tasks run before and after each write, so that it can be cancelled there."""
 
     def pass_by(self) -> None:
         """Live on, or die here; once dead, die at every call."""
@@ -36,6 +38,12 @@ class Killer:
         self.steps += 1
         if self.at is not None and step >= self.at:
             raise Death(f"at step {step}")
+
+    async def pass_by_slowly(self) -> None:
+        """As :meth:`pass_by`, and give way if so told."""
+        self.pass_by()
+        if self.giving_way:
+            await asyncio.sleep(0)
 
 
 class MortalBackend:
@@ -54,9 +62,9 @@ class MortalBackend:
     async def commit(
         self, scope: str, changes: Mapping[Key, bytes | None], expect: Mapping[Key, int], *, op: Op
     ) -> int:
-        self.killer.pass_by()
+        await self.killer.pass_by_slowly()
         number = await self.inner.commit(scope, changes, expect, op=op)
-        self.killer.pass_by()
+        await self.killer.pass_by_slowly()
         return number
 
     async def head(self, scope: str) -> Head:
@@ -97,9 +105,9 @@ def four_method_class(shelf: Shelf, killer: Killer | None = None, calls: list[tu
 
         async def write_value(self, entity_id: str, value: Any) -> None:
             self._note("write", entity_id)
-            doom.pass_by()
+            await doom.pass_by_slowly()
             shelf[(*self.place, entity_id)] = value
-            doom.pass_by()
+            await doom.pass_by_slowly()
 
         def _note(self, what: str, entity_id: str) -> None:
             if calls is not None:

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
-from holdfast.backends.file import FileBackend
 
 from holdfast.backends.disk import Disk
+from holdfast.backends.file import FileBackend
 from holdfast.contract import Backend, Key, Op
 from holdfast.testing.disk import SimulatedDisk
 from holdfast.testing.medium import Image, Medium

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.adapters import (
+from holdfast.documents.adapters import (
     PersistPartialAdapter,
     PersistRiskAdapter,
     PersistScheduleAdapter,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
-from holdfast.backtest import Backtest
-from holdfast.candles import MINUTE_MS, Candle, Window
-from holdfast.listeners import Listeners
+from holdfast.engine.backtest import Backtest
+from holdfast.engine.listeners import Listeners
+from holdfast.engine.registry import Registry
 from holdfast.names import Context
-from holdfast.params import Params
-from holdfast.registry import Registry
 from holdfast.rows import Event
-from holdfast.signals import AskRisk, AskStrategy, Question, Spec, State, Transition, answer, step
+from holdfast.rules.candles import MINUTE_MS, Candle, Window
+from holdfast.rules.params import Params
+from holdfast.rules.signals import AskRisk, AskStrategy, Question, Spec, State, Transition, answer, step
 
 T0 = 1_700_000_100_000 - MINUTE_MS
 """Open time of the first candle; it closes on a whole five minutes, so that a strategy is asked on it."""

@@ -12,7 +12,9 @@ import msgspec
 import pytest
 from process_store import ADAPTERS, fresh_process, signal, slot
 
-from holdfast.adapters import (
+from holdfast.backends.memory import MemoryBackend
+from holdfast.contract import KeyPrefix, Op, Survives
+from holdfast.documents.adapters import (
     PersistBase,
     PersistPartialAdapter,
     PersistRiskAdapter,
@@ -24,10 +26,8 @@ from holdfast.adapters import (
     lent_store,
     use_store,
 )
-from holdfast.backends.memory import MemoryBackend
-from holdfast.contract import KeyPrefix, Op, Survives
 from holdfast.domains import context_key
-from holdfast.errors import CorruptedError, InvalidInputError, UnavailableError
+from holdfast.errors import CorruptedError, FailedError, InvalidInputError, UnavailableError
 from holdfast.rows import Levels, RiskPosition, ScheduledSignal, Signal
 from holdfast.store import Store
 from holdfast.urls import open_backend
@@ -240,6 +240,20 @@ async def test_a_store_that_is_in_use_sees_a_registration_at_once() -> None:
     assert store.guarantees.atomic
 
 
+async def test_a_store_that_was_passed_in_sees_a_registration_too() -> None:
+    class Mine(Kept): ...
+
+    store = Store(MemoryBackend(), require=Survives.NOTHING)
+    use_store(store)
+    PersistSignalAdapter.use_persist_signal_adapter(Mine)
+    await PersistSignalAdapter.write_signal_data(signal(), *PAIR)
+    assert Mine.values and await store.get(context_key("signal", BTC))
+    PersistSignalAdapter.use_json()
+    assert await store.get(context_key("signal", BTC)) is None
+    use_store(None)
+    await store.close()
+
+
 async def test_clear_forgets_instances_as_a_restart_would_and_the_data_stay() -> None:
     class Mine(Kept): ...
 
@@ -425,3 +439,30 @@ async def test_a_subclass_of_the_documents_class_can_hold_a_domain_in_the_files_
     await PersistSignalAdapter.clear()
     assert await PersistSignalAdapter.read_signal_data(*PAIR) == ROW
     assert [name for name, _ in await PersistRiskAdapter.read_position_data("r")] == ["a:b"]
+
+
+async def test_a_store_that_failed_is_opened_again_by_the_next_call() -> None:
+    await PersistSignalAdapter.write_signal_data(signal(), *PAIR)
+    await (await default_store()).home.backend.close()  # as after an fsync that failed
+    with pytest.raises(FailedError):
+        await PersistSignalAdapter.write_signal_data(signal(note="lost"), *PAIR)
+    assert await PersistSignalAdapter.read_signal_data(*PAIR) == ROW
+    await (await default_store()).home.backend.close()
+    with pytest.raises(FailedError):
+        await PersistRiskAdapter.read_position_data("r")
+    assert await PersistRiskAdapter.read_position_data("r") == []
+
+
+async def test_a_new_row_and_the_release_of_its_key_are_one_commit() -> None:
+    store = await default_store()
+    key = context_key("signal", BTC)
+    await store.home.backend.commit("main", {key: b"torn"}, {}, op=Op("vandal", 1))
+    await store.scan("signal")
+    before = (await store.head()).number
+    await PersistSignalAdapter.write_signal_data(signal(), *PAIR)
+    assert (await store.head()).number == before + 1 and not store.is_stopped(key)
+    entity = PersistBase("e")
+    await entity.write_value("x", 1)
+    await store.home.backend.commit("main", {entity._key("x"): b"torn"}, {}, op=Op("vandal", 2))
+    await entity.remove_value("x")  # a damaged value can be removed; its bytes are kept
+    assert not await entity.has_value("x") and len(await store.keys(KeyPrefix("quarantine"))) == 2

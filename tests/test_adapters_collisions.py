@@ -11,7 +11,8 @@ import pytest
 from backend_list import BACKENDS
 from process_store import fresh_process, signal, slot
 
-from holdfast.adapters import (
+from holdfast.contract import Survives
+from holdfast.documents.adapters import (
     PersistBase,
     PersistPartialAdapter,
     PersistRiskAdapter,
@@ -19,7 +20,6 @@ from holdfast.adapters import (
     PersistSignalAdapter,
     use_store,
 )
-from holdfast.contract import Survives
 from holdfast.rows import Levels
 from holdfast.store import Store
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from process_store import fresh_process
 
-from holdfast.adapters import PersistBase, close_stores, default_store
 from holdfast.contract import Op
-from holdfast.entities import natural_order
+from holdfast.documents.adapters import PersistBase, close_stores, default_store
+from holdfast.documents.entities import natural_order
+from holdfast.documents.shared import store_at
 from holdfast.errors import CorruptedError, InvalidInputError, NotFoundError
 from holdfast.names import quote
-from holdfast.shared import store_at
 
 __all__ = ["fresh_process"]
 pytestmark = pytest.mark.usefixtures("fresh_process")

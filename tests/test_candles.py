@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rule_kit import T0, at, flat
 
-from holdfast.candles import (
+from holdfast.errors import InvalidInputError, NotFoundError, UnavailableError
+from holdfast.rules.candles import (
     MINUTE_MS,
     Candle,
     CandleError,
@@ -23,8 +24,7 @@ from holdfast.candles import (
     preload_from_ms,
     to_candle,
 )
-from holdfast.errors import InvalidInputError, NotFoundError, UnavailableError
-from holdfast.params import Params
+from holdfast.rules.params import Params
 
 PARAMS = Params()
 

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from holdfast import registry
 from holdfast.backends.file import FileBackend
 from holdfast.cli import main
 from holdfast.cli.loading import UserFileError, load_bot
@@ -20,10 +19,11 @@ from holdfast.cli.plan import make_plan
 from holdfast.cli.screen import Board, PlainScreen, draw, sentence
 from holdfast.contract import Key, Survives
 from holdfast.domains import context_key, event_key, guard_key, ledger_key, risk_key
+from holdfast.engine import registry
+from holdfast.engine.listeners import Tick
+from holdfast.engine.registry import Registry
 from holdfast.errors import InvalidInputError
-from holdfast.listeners import Tick
 from holdfast.names import Context
-from holdfast.registry import Registry
 from holdfast.rows import (
     Event,
     Guard,
@@ -236,7 +236,7 @@ def test_a_users_file_is_an_ordinary_module_that_may_import_its_neighbours(tmp_p
         "from __future__ import annotations\n"
         "import dataclasses\n"
         "from bot_neighbour_of_test import NAME\n"
-        "from holdfast.registry import add_strategy\n"
+        "from holdfast.engine.registry import add_strategy\n"
         "@dataclasses.dataclass\n"
         "class Setting:\n"
         "    size: int = 3\n"
@@ -260,7 +260,7 @@ def test_a_users_file_is_an_ordinary_module_that_may_import_its_neighbours(tmp_p
         ("import no_such_module_at_all\n", "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
         ("raise SystemExit('no')\n", "SystemExit: no"),
         (
-            "from holdfast.registry import add_strategy\nadd_strategy(print, strategy_name='x', interval='7m')\n",
+            "from holdfast import add_strategy\nadd_strategy(print, strategy_name='x', interval='7m')\n",
             "InvalidInputError: strategy 'x' has the interval '7m'",
         ),
     ],

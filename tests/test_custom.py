@@ -9,7 +9,8 @@ import pytest
 from process_store import signal, slot
 
 from holdfast.contract import How, Key, KeyPrefix, Op, Survives
-from holdfast.custom import CustomBackend
+from holdfast.documents.custom import CustomBackend
+from holdfast.documents.shapes import positions_of, row_of
 from holdfast.domains import context_key, encode, risk_key
 from holdfast.errors import (
     ConflictError,
@@ -21,7 +22,6 @@ from holdfast.errors import (
 )
 from holdfast.names import Context
 from holdfast.rows import RiskPosition
-from holdfast.shapes import positions_of, row_of
 
 BTC = Context("binance", "BTCUSDT", "my-strategy")
 KEY = context_key("signal", BTC)

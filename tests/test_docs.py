@@ -52,6 +52,8 @@ def test_the_examples_of_a_page_run_in_order(page: Path, tmp_path: Path, monkeyp
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_the_links_of_a_page_lead_to_files(page: Path) -> None:
     missing = [
-        target for target in LINK.findall(page.read_text()) if "://" not in target and not (page.parent / target).exists()
+        target
+        for target in LINK.findall(page.read_text())
+        if "://" not in target and not (page.parent / target).exists()
     ]
     assert not missing

@@ -272,3 +272,20 @@ async def test_a_store_answers_each_fault_of_its_backend_with_its_own_error(kind
         loaded = await store.get(key)
         assert loaded is not None and loaded.row == Guard(changes=2)
     await store.close()
+
+
+async def test_a_commit_taken_out_of_the_middle_of_the_log_is_noticed(tmp_path: Path) -> None:
+    """Each scope's own numbers would not tell: the one commit of its scope is taken out."""
+    backend = FileBackend(tmp_path)
+    await backend.open()
+    await backend.commit("main", {SIGNAL: row(1)}, {}, op=Op("a", 1))
+    await backend.commit("other", {RISK: row(1)}, {}, op=Op("a", 1))
+    await backend.commit("main", {SIGNAL: row(2)}, {}, op=Op("a", 2))
+    await backend.close()
+    log = tmp_path / ".holdfast" / "commit.log"
+    frames = log.read_bytes().split(b"HF1 ")
+    (odd,) = [at for at, frame in enumerate(frames) if b'"other"' in frame]
+    log.write_bytes(b"HF1 ".join(frames[:odd] + frames[odd + 1 :]))
+    (tmp_path / ".holdfast" / "witness").unlink(missing_ok=True)
+    with pytest.raises(CorruptedError, match="frame"):
+        await FileBackend(tmp_path).open()

@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any
 
 import pytest
-from fakes import Bot, FakeMarket, candle, flat, sound
+from fakes import Bot, FakeMarket, candle, flat, minute_ms, sound
 from power_workloads import FOCUS, make_backend
 
 from holdfast.backends.memory import MemoryBackend
 from holdfast.contract import Backend, Guarantees, How, Survives
+from holdfast.engine.live import Live
 from holdfast.errors import HoldfastError
 from holdfast.invariants import check_store
-from holdfast.live import Live
 from holdfast.rows import Event, Trade
 from holdfast.store import Store
 from holdfast.testing.disk import SimulatedDisk
@@ -219,3 +219,46 @@ class _Already:
             backend="opened", survives=Survives.HOST, survives_how=How.ASSUMED, atomic=True, atomic_how=How.ASSUMED,
             fenced=True, fenced_how=How.ASSUMED, shared=False,
         )  # fmt: skip
+
+
+async def test_an_event_that_the_iterator_gave_stays_stored_until_the_next_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever dies while it handles an event is given it again."""
+    monkeypatch.setattr("holdfast.engine.session._ACKNOWLEDGE_SECONDS", 0.0)
+    memory, run = MemoryBackend(), Run()
+    store = Store(memory, require=Survives.NOTHING)
+    await store.open()
+    events = run.bot().run(store)
+    first = await anext(events)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    stored = [loaded.row for loaded in (await store.scan("outbox")).values()]
+    assert first in stored
+    await events.aclose()
+    await store.close()
+    again = Store(memory, require=Survives.NOTHING)
+    await again.open()
+    events = run.bot().run(again)
+    assert await anext(events) == first
+    await events.aclose()
+    await again.close()
+
+
+async def test_nothing_opens_on_candles_that_were_missed() -> None:
+    """The position closes in the gap; the strategy would have opened another one there, and is not asked."""
+    memory, run = MemoryBackend(), Run()
+    store = Store(memory, require=Survives.NOTHING)
+    await store.open()
+    first = run.bot()
+    events = first.run(store)
+    opened = await anext(events)
+    assert opened.kind == "opened"
+    await events.aclose()
+    run.market.present_ms = minute_ms(11)
+    second = run.bot()
+    told = [event async for event in second.run(store)]
+    assert [event.kind for event in told if event.id != opened.id] == ["closed"]
+    assert second.asked == [12]
+    await sound(store)
+    await store.close()

@@ -115,6 +115,8 @@ async def test_a_flip_in_a_payload_stops_only_its_key_and_keeps_the_bytes(tmp_pa
         await backend.open()
     kept = [kept.read_bytes() for kept in (path.parent / "quarantine").iterdir()]
     assert kept == [payload(1).replace(b"n1", b"nX")]
+    view = tmp_path / "data" / "signal" / "S1_trend_binance" / "S1.json"
+    assert view.read_bytes() == payload(1) + b"\n", "the view of a damaged row may be the last good copy"
     assert await put(backend, key(1), payload(11), expect=2) == 7
     assert await get(backend, key(1)) == payload(11)
     await backend.close()

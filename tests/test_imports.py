@@ -14,20 +14,7 @@ import holdfast
 
 SOURCE = Path(holdfast.__file__).parent
 CORE = ("contract", "errors", "names", "rows", "domains")
-ENGINE = (
-    "signals",
-    "risk",
-    "params",
-    "candles",
-    "drafts",
-    "session",
-    "recovery",
-    "outbox",
-    "turns",
-    "live",
-    "backtest",
-)
-STORE = ("store", "spans", "quarantine", "lanes")
+STORE = ("store", "writer", "spans", "quarantine", "invariants")
 DRIVERS = {"ccxt", "pyarrow", "rich", "redis", "psycopg", "pymongo", "boto3", "aiosqlite", "sqlite3"}
 EXTRAS = {
     "market.ccxt": {"ccxt"},
@@ -37,20 +24,21 @@ EXTRAS = {
     "cli": {"rich"},
     "testing": {"pytest", "_pytest", "rich"},
 }
+ABOVE_THE_STORE = ("engine", "documents", "rules", "market", "cli", "testing", "process")
 MAY_NOT: dict[str, tuple[str, ...]] = {
     # who: which rooms it must never import
-    **dict.fromkeys(CORE, ("store", "session", "live", "backtest", "backends", "market", "adapters", "cli", "testing")),
-    **dict.fromkeys(
-        STORE, ("session", "live", "backtest", "backends", "custom", "adapters", "market", "cli", "testing")
-    ),
-    **dict.fromkeys(ENGINE, ("backends", "custom", "urls", "cli", "testing")),
-    "market": ("store", "session", "live", "backtest", "backends", "adapters", "custom", "cli", "testing"),
-    "backends": ("store", "session", "live", "backtest", "adapters", "custom", "market", "cli", "testing"),
-    "adapters": ("session", "live", "backtest", "market", "cli", "testing"),
-    "custom": ("session", "live", "backtest", "market", "cli", "testing"),
+    **dict.fromkeys(CORE, (*STORE, *ABOVE_THE_STORE, "backends", "urls")),
+    **dict.fromkeys(STORE, (*ABOVE_THE_STORE, "backends", "urls")),
+    "backends": (*STORE, *ABOVE_THE_STORE, "domains", "rows"),
+    "rules": (*STORE, "backends", "urls", "engine", "documents", "market", "cli", "testing", "process"),
+    "engine": ("backends", "urls", "cli", "testing", "process"),
+    "documents": ("backends", "rules", "engine", "market", "urls", "cli", "testing", "process"),
+    "market": (*STORE, "backends", "urls", "engine", "documents", "cli", "testing", "process"),
+    "urls": (*STORE, *ABOVE_THE_STORE),
+    "testing": ("cli",),
 }
-MAY = {("adapters", "backends"), ("live", "adapters")}
-"""Where the architecture names a way round: the default store lies with the adapters."""
+MAY = {("documents", "urls"), ("testing", "cli")}
+"""Ways round: the documents' default store is opened by its path or URL; torture runs the command line."""
 
 
 def modules() -> dict[str, Path]:
@@ -112,7 +100,7 @@ def test_backends_do_not_import_each_other() -> None:
 
 
 def test_only_urls_names_the_backends() -> None:
-    known = {"urls", "adapters", "cli", "testing", "backends"}
+    known = {"urls", "cli", "testing", "backends"}
     wrong = [
         f"{name} imports {target}"
         for name, path in modules().items()

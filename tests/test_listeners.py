@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rule_kit import CONTEXT, LONG, Walk, at
 
-from holdfast import listeners as module
+from holdfast.engine import listeners as module
+from holdfast.engine.listeners import Failure, Listeners, Tick
+from holdfast.engine.registry import Callbacks
 from holdfast.errors import InvalidInputError
-from holdfast.listeners import Failure, Listeners, Tick
-from holdfast.registry import Callbacks
 from holdfast.rows import Event
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.candles import Candle
 from holdfast.errors import InvalidInputError
 from holdfast.market.candles_file import read_candles, read_history, symbol_of
 from holdfast.market.history import History, infer_interval
 from holdfast.market.synthetic import SyntheticMarket
+from holdfast.rules.candles import Candle
 
 # Real candles are not part of the repository: a folder beside it, or the one that HOLDFAST_CANDLES names.
 REAL = Path(os.environ.get("HOLDFAST_CANDLES") or Path(__file__).parents[2] / "shared" / "data")
@@ -107,11 +107,12 @@ def test_a_bad_line_is_refused_by_file_line_and_value(
         ("a.csv", b"open_time,open,high,low,close,volume\n", "there is no candle in it"),
         ("a.csv", b"\xff\xfe\x00", "not text"),
         ("a.csv.gz", b"plain", "cannot be read"),
-        ("a.csv.gz", gzip.compress(b"1,2,3\n" * 99)[:-9], "cut short"),
+        ("a.csv.gz", gzip.compress(b"1,2,3\n" * 99, mtime=0)[:-9], "cut short"),
         ("a.xlsx", b"", "use .csv, .csv.gz, .parquet or .feather"),
         ("a.parquet", b"nothing of the kind", "cannot be read"),
         ("a.feather", b"nothing of the kind", "cannot be read"),
     ],
+    ids=["empty", "header only", "not text", "not gzip", "cut short", "unknown kind", "not parquet", "not feather"],
 )
 def test_a_bad_file_is_one_clear_error(tmp_path: Path, name: str, raw: bytes, message: str) -> None:
     pytest.importorskip("pyarrow")

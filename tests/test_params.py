@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from holdfast.errors import InvalidInputError
-from holdfast.params import Params, get_config, get_default_config, reset_config, set_config
+from holdfast.rules.params import Params, get_config, get_default_config, reset_config, set_config
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from holdfast import registry as module
+from holdfast.engine import registry as module
+from holdfast.engine.registry import Callbacks, Registry, StrategySpec
 from holdfast.errors import InvalidInputError
-from holdfast.params import Params
-from holdfast.registry import Callbacks, Registry, StrategySpec
-from holdfast.risk import Validation
+from holdfast.rules.params import Params
+from holdfast.rules.risk import Validation
 
 
 def nothing(symbol: str, when_ms: int) -> None:

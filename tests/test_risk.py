@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from rule_kit import CONTEXT, LONG, T0, at, spec
 
-from holdfast.candles import MINUTE_MS, Window
-from holdfast.risk import RiskPayload, RiskProfile, Validation, check, payload_for
 from holdfast.rows import RiskPosition
-from holdfast.signals import AskRisk, AskStrategy, State, answer, step
+from holdfast.rules.candles import MINUTE_MS, Window
+from holdfast.rules.risk import RiskPayload, RiskProfile, Validation, check, payload_for
+from holdfast.rules.signals import AskRisk, AskStrategy, State, answer, step
 
 
 def question() -> AskRisk:

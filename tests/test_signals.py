@@ -8,12 +8,12 @@ import msgspec
 import pytest
 from rule_kit import CONTEXT, LONG, SHORT, T0, Walk, at, flat, spec
 
-from holdfast.candles import MINUTE_MS, Candle, Window
 from holdfast.domains import decode, encode, event_key
 from holdfast.errors import InvalidInputError
-from holdfast.params import Params
 from holdfast.rows import Levels, ScheduledSignal, Signal
-from holdfast.signals import (
+from holdfast.rules.candles import MINUTE_MS, Candle, Window
+from holdfast.rules.params import Params
+from holdfast.rules.signals import (
     MAX_CLOSED_IDS,
     AskBothHit,
     AskRisk,

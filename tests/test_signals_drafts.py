@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rule_kit import CONTEXT, LONG, SHORT
 
-from holdfast.drafts import InvalidSignalError, SignalDto, draft_signal, plain_note, stored_failures
-from holdfast.params import Params
 from holdfast.rows import ScheduledSignal, Signal
+from holdfast.rules.drafts import InvalidSignalError, SignalDto, draft_signal, plain_note, stored_failures
+from holdfast.rules.params import Params
 
 NOW = 1_700_000_100_000
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rule_kit import CONTEXT, T0, Walk, spec
 
-from holdfast.candles import MINUTE_MS, Candle
 from holdfast.rows import Levels
-from holdfast.signals import MAX_CLOSED_IDS, InvalidSignalError, State
+from holdfast.rules.candles import MINUTE_MS, Candle
+from holdfast.rules.signals import MAX_CLOSED_IDS, InvalidSignalError, State
 
 PRICES = st.floats(90.0, 110.0)
 

@@ -12,11 +12,11 @@ truncated, emptied or swapped record is found at read.
 
 from __future__ import annotations
 
-import math
 import operator
-import zlib
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any, NamedTuple, cast
+from zlib import crc32
 
 import msgspec
 from msgspec import UNSET
@@ -112,10 +112,13 @@ def quarantine_key(key: Key, version: int) -> Key:
 
 
 class _Codec(NamedTuple):
-    decoder: msgspec.json.Decoder[Row]
+    row: type[Row]
+    decode: Callable[[bytes], Row]
     floats: Callable[[Row], tuple[float, ...]]
     known: frozenset[str]
     suffix: bytes
+    require_storable: Callable[[Any], None] | None
+    """Looks into members that no field of a plain type covers, where the row has some."""
 
 
 def _floats_of(row: type[Row]) -> Callable[[Row], tuple[float, ...]]:
@@ -128,22 +131,13 @@ def _floats_of(row: type[Row]) -> Callable[[Row], tuple[float, ...]]:
     return cast("Callable[[Row], tuple[float, ...]]", operator.attrgetter(*names))
 
 
-_CODECS: dict[str, _Codec] = {
-    name: _Codec(
-        msgspec.json.Decoder(domain.row),
-        _floats_of(domain.row),
-        frozenset(f.encode_name for f in msgspec.structs.fields(domain.row)),
-        b',"_schema":%d' % domain.schema,
-    )
-    for name, domain in DOMAINS.items()
-}
-_ENCODER = msgspec.json.Encoder()
 _MAX_DEPTH = 100
 _TAIL = len(',"_sum":"01234567"}')
 
 
 def _checksum(key: Key, text: bytes) -> int:
-    return zlib.crc32(text, zlib.crc32(f"{key.domain}/{key.entity_name}/{key.entity_id}\n".encode()))
+    domain, entity, entity_id = key
+    return crc32(text, crc32(f"{domain}/{entity}/{entity_id}\n".encode()))
 
 
 def require_plain(value: Any, path: str = "value", depth: int = 0) -> None:
@@ -170,7 +164,7 @@ def require_plain(value: Any, path: str = "value", depth: int = 0) -> None:
             if not -(2**63) <= value < 2**64:
                 raise InvalidInputError(f"{path} is {value!r:.40}, over 64 bits: store it as text")
         case float():
-            if not math.isfinite(value):
+            if not isfinite(value):
                 raise InvalidInputError(f"{path} is {value!r}: a stored number must be finite")
         case list():
             for at, item in enumerate(value):
@@ -215,39 +209,62 @@ def from_mapping(domain: str, plain: Mapping[str, Any]) -> Row:
     return row
 
 
+def _require_entity(row: Entity) -> None:
+    require_plain(row.value)
+
+
+def _require_event(row: Event) -> None:
+    require_plain([row.price_close, row.pnl_percent, *_CODECS["signal"].floats(row.signal)], "event")
+
+
+_REQUIRE_STORABLE: dict[type[Row], Callable[[Any], None]] = {Entity: _require_entity, Event: _require_event}
+
+
+def _codec(domain: Domain) -> _Codec:
+    return _Codec(
+        domain.row,
+        msgspec.json.Decoder(domain.row).decode,
+        _floats_of(domain.row),
+        frozenset(f.encode_name for f in msgspec.structs.fields(domain.row)),
+        b',"_schema":%d' % domain.schema,
+        _REQUIRE_STORABLE.get(domain.row),
+    )
+
+
+_CODECS: dict[str, _Codec] = {name: _codec(domain) for name, domain in DOMAINS.items()}
+_encode = msgspec.json.Encoder().encode
+
+
 def encode(key: Key, row: Row) -> bytes:
     """Turn a row into its payload for ``key``.
 
     Raises:
         InvalidInputError: A number is not finite, a value is not plain JSON, or the payload is over 8 MiB.
     """
-    spec = DOMAINS[key.domain]
-    if type(row) is not spec.row and not isinstance(row, spec.row):
-        raise InvalidInputError(f"{key} takes a {spec.row.__name__}, not a {type(row).__name__}")
-    codec = _CODECS[key.domain]
+    row_type, _, floats, known, suffix, require_storable = _CODECS[key[0]]
+    if type(row) is not row_type and not isinstance(row, row_type):
+        raise InvalidInputError(f"{key} takes a {row_type.__name__}, not a {type(row).__name__}")
     try:
-        finite = math.isfinite(sum(codec.floats(row)))
+        finite = isfinite(sum(floats(row)))
     except TypeError:
         finite = False
     if not finite:  # or their sum is not, which is no fault
         _require_floats(key.domain, row)
     try:
         if row.extra is UNSET:
-            if isinstance(row, Entity):
-                require_plain(row.value)
-            elif isinstance(row, Event):
-                require_plain([row.price_close, row.pnl_percent, *_CODECS["signal"].floats(row.signal)], "event")
-            body = _ENCODER.encode(row)
+            if require_storable is not None:
+                require_storable(row)
+            body = _encode(row)
         else:
-            clash = sorted(name for name in row.extra if name in codec.known or name in ("_schema", "_sum"))
+            clash = sorted(name for name in row.extra if name in known or name in ("_schema", "_sum"))
             if clash:
                 raise InvalidInputError(f"{key.domain} rows use the name {clash[0]!r}: rename the member")
             require_plain(row.extra, f"{key.domain}.extra")
-            body = _ENCODER.encode(to_mapping(row))
+            body = _encode(to_mapping(row))
     except (OverflowError, UnicodeEncodeError, RecursionError, TypeError) as error:
         raise InvalidInputError(f"the row for {key} cannot be stored: {error}") from error
-    text = body[:-1] + codec.suffix
-    if len(text) + _TAIL > MAX_PAYLOAD_BYTES:
+    text = body[:-1] + suffix
+    if len(text) > MAX_PAYLOAD_BYTES - _TAIL:
         raise InvalidInputError(
             f"the row for {key} has {len(text) + _TAIL} bytes; at most {MAX_PAYLOAD_BYTES} can be stored: split it"
         )
@@ -269,17 +286,17 @@ def decode(key: Key, payload: bytes) -> Row:
     Raises:
         CorruptedError: It is damaged, belongs to another key, is of a newer schema or of the wrong shape.
     """
-    text, tail = payload[:-_TAIL], payload[-_TAIL:]
-    if tail[:9] != b',"_sum":"' or tail[-2:] != b'"}':
-        raise CorruptedError(f"{key}: not a Holdfast record (no checksum at its end)", key=key)
-    if tail[9:-2] != b"%08x" % _checksum(key, text):
+    text = payload[:-_TAIL]
+    if payload[-_TAIL:] != b',"_sum":"%08x"}' % _checksum(key, text):
+        if payload[-_TAIL:][:9] != b',"_sum":"' or payload[-2:] != b'"}':
+            raise CorruptedError(f"{key}: not a Holdfast record (no checksum at its end)", key=key)
         raise CorruptedError(f"{key}: the checksum does not match: damaged, or another key's record", key=key)
-    codec = _CODECS.get(key.domain)
+    codec = _CODECS.get(key[0])
     if codec is None:
         raise NewerFormatError(f"{key}: unknown domain {key.domain!r}: written by a newer version?", key=key)
     if text.endswith(codec.suffix):
         try:
-            return codec.decoder.decode(text[: -len(codec.suffix)] + b"}")
+            return codec.decode(text[: -len(codec.suffix)] + b"}")
         except msgspec.ValidationError:
             pass  # members of another version, or a wrong shape: the slow path tells which
     return _decode_slowly(key, text)

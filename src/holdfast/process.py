@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .listeners import default_listeners
-from .live import Live
-from .params import reset_config
-from .registry import default_registry
-from .shared import close_stores
+from .documents import default
+from .engine.listeners import default_listeners
+from .engine.live import Live
+from .engine.registry import default_registry
+from .rules.params import reset_config
 
 
 async def close() -> None:
@@ -14,12 +14,13 @@ async def close() -> None:
 
     Crash: As before the call: nothing acknowledged depends on it.
     """
-    await close_stores()
+    await default.close_stores()
 
 
 def reset() -> None:
-    """Forget exchanges, strategies, frames, risk profiles, listeners, ended runs and changed parameters (for tests)."""
+    """Forget all that was added or changed: exchanges, strategies, …, listeners, parameters, adapters (for tests)."""
     default_registry.reset()
     default_listeners.clear()
     Live.clear()
     reset_config()
+    default.reset()

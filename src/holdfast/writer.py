@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Awaitable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from .contract import Key, Op
 from .domains import encode
@@ -21,7 +23,7 @@ _ASIDE = frozenset(("ledger", "quarantine"))
 """Domains whose rows may lie in the ledger's scope."""
 
 
-class _Sent(NamedTuple):
+class _Sent(msgspec.Struct, frozen=True):
     """A commit to one place, as it was sent."""
 
     place: Place
@@ -30,9 +32,9 @@ class _Sent(NamedTuple):
     op: Op
     changes: Mapping[Key, Row | None]
 
-    async def send(self) -> int:
+    def send(self) -> Awaitable[int]:
         backend, scope = self.place
-        return await backend.commit(scope, self.payloads, self.expect, op=self.op)
+        return backend.commit(scope, self.payloads, self.expect, op=self.op)
 
     async def settle(self) -> int:
         """Find out about a commit whose outcome is unknown; ConflictError if it was not applied."""

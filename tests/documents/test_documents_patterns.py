@@ -18,7 +18,7 @@ import pytest
 from process_store import fresh_process, signal
 from stand_ins import Collection
 
-from holdfast.adapters import PersistBase, PersistSignalAdapter
+from holdfast.documents.adapters import PersistBase, PersistSignalAdapter
 from holdfast.errors import CorruptedError, UnknownOutcomeError
 
 __all__ = ["fresh_process"]

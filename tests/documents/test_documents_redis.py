@@ -15,14 +15,14 @@ import pytest
 from process_store import fresh_process, signal, slot
 from stand_ins import Redis
 
-from holdfast.adapters import (
+from holdfast.documents.adapters import (
     PersistBase,
     PersistPartialAdapter,
     PersistRiskAdapter,
     PersistScheduleAdapter,
     PersistSignalAdapter,
 )
-from holdfast.entities import natural_order
+from holdfast.documents.entities import natural_order
 from holdfast.rows import Levels
 
 __all__ = ["fresh_process"]

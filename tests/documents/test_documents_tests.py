@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from process_store import fresh_process, signal
 
-from holdfast.adapters import PersistBase, PersistRiskAdapter, PersistSignalAdapter
+from holdfast.documents.adapters import PersistBase, PersistRiskAdapter, PersistSignalAdapter
 from holdfast.rows import Signal
 
 __all__ = ["fresh_process"]

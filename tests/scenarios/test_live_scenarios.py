@@ -12,18 +12,18 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import pytest
-from fakes import Bot, FakeMarket, candle, flat, minute_ms, put, signal_row, sound
+from fakes import Bot, FakeMarket, candle, flat, minute_ms, put, signal_row, sound, until
 from mortal import Death, Killer, World
 
-from holdfast import adapters
-from holdfast.candles import MINUTE_MS, Candle
 from holdfast.contract import Key
+from holdfast.documents import adapters
 from holdfast.domains import context_key, risk_key, to_mapping
+from holdfast.engine.listeners import Failure
+from holdfast.engine.live import Live
 from holdfast.errors import UnavailableError
-from holdfast.listeners import Failure
-from holdfast.live import Live
 from holdfast.names import Context, entity_name
 from holdfast.rows import Event, RiskPosition, ScheduledSignal, Signal
+from holdfast.rules.candles import MINUTE_MS, Candle
 from holdfast.store import Store
 
 CONTEXT = Context("binance", "BTCUSDT", "my-strategy")
@@ -222,9 +222,9 @@ async def test_scenario_33_a_stop_while_idle_ends_the_run_without_a_close(world:
         events.extend([event async for event in run])
 
     task = asyncio.ensure_future(consume())
-    await standing.waiting.wait()
+    await until(standing.waiting.is_set)
     Live.stop("BTCUSDT", "my-strategy", "binance")
-    await task
+    await asyncio.wait_for(task, 30)
     assert events == bot.heard("on_close") == []
     assert [one.status for one in Live.list()] == ["fulfilled"]
 
@@ -335,12 +335,12 @@ async def test_scenario_43_a_stop_watches_the_open_position_to_its_close_and_a_r
         "BTCUSDT", strategy_name="my-strategy", exchange_name="binance", store=store, registry=bot.registry,
         listeners=bot.listeners,
     )  # fmt: skip
-    await standing.waiting.wait()
+    await until(standing.waiting.is_set)
     cancel()
     await asyncio.sleep(0)
     assert [run.status for run in Live.list()] == ["pending"]  # still watching
     standing.go_on([*flat(43000, 2, 4), candle(5, 43500, high=44000), *flat(43500, 6, 8)])
-    await cancel.wait()
+    await asyncio.wait_for(cancel.wait(), 30)
     assert [event.candle_ms for event in bot.heard("on_close")] == [minute_ms(5)]
     assert bot.heard("on_open") == []
     standing.go_on(flat(43500, 9, 12))
@@ -391,11 +391,17 @@ class Life:
 
     def __init__(self) -> None:
         self.heard: list[Event] = []
+        self.scene = market(CANDLES)
+
+    @property
+    def reached(self) -> int:
+        """The minute at which the market stands."""
+        return (self.scene.present_ms - minute_ms(0)) // MINUTE_MS
 
     async def live(self, world: World, killer: Killer | None, present: int) -> int:
         """Run from the market's minute ``present`` to its end or to its death; return the minute that was reached."""
-        scene = market(CANDLES, start=present)
-        bot = Bot(scene, SCRIPT, risk=[lambda payload: payload.pending_signal.note != "refuse"])
+        self.scene = market(CANDLES, start=present)
+        bot = Bot(self.scene, SCRIPT, risk=[lambda payload: payload.pending_signal.note != "refuse"])
         bot.listeners.listen("signal", lambda news: self.heard.append(news) if isinstance(news, Event) else None)
         run = None
         try:
@@ -407,7 +413,7 @@ class Life:
         except Death:
             if run is not None:
                 await run.aclose()
-        return (scene.present_ms - minute_ms(0)) // MINUTE_MS
+        return self.reached
 
 
 async def final_rows(world: World) -> dict[Key, Any]:
@@ -443,3 +449,28 @@ async def test_scenario_45_killed_at_each_storage_call_of_each_transition(classe
         assert news == sorted(news), f"died at {at}, {again}: out of order"
         assert {event.id: event for event in life.heard} == expected, f"died at {at}, {again}"
         assert await final_rows(world) == expected_rows, f"died at {at}, {again}"
+
+
+@pytest.mark.parametrize("classes", [False, True], ids=["home", "classes"])
+async def test_scenario_45_cancelled_between_any_two_steps(classes: bool) -> None:
+    """As above, but the run's task is cancelled at its n-th wait, for every n, and cleans up in the same process."""
+    whole, world = Life(), World(classes=classes)
+    await whole.live(world, None, 0)
+    expected, expected_rows = {event.id: event for event in whole.heard}, await final_rows(world)
+    turns = 0
+    while True:
+        life, world, slow = Life(), World(classes=classes), Killer()
+        slow.giving_way = True
+        task = asyncio.ensure_future(life.live(world, slow, 0))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if task.done():
+            break
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0)  # what the run's iterator leaves to be closed is closed
+        await life.live(world, None, life.reached)
+        assert {event.id: event for event in life.heard} == expected, f"cancelled at {turns}"
+        assert await final_rows(world) == expected_rows, f"cancelled at {turns}"
+        turns += 1
+    assert turns > 40

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from rule_kit import LONG, SHORT, T0, History, at, flat, once, turns
 
-from holdfast.backtest import Backtest
-from holdfast.candles import MINUTE_MS
-from holdfast.listeners import Failure
+from holdfast.engine.backtest import Backtest
+from holdfast.engine.listeners import Failure
 from holdfast.rows import Event, Signal
+from holdfast.rules.candles import MINUTE_MS
 
 LIMIT_LONG = {**LONG, "priceOpen": 42_500.0}
 LIMIT_SHORT = {**SHORT, "priceOpen": 43_500.0}

@@ -22,7 +22,6 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple, cast
 
 from ..contract import Guarantees, Head, How, Key, KeyPrefix, Op, Record, WriterOp
 from ..errors import (
@@ -40,25 +39,13 @@ from .disk import Disk
 from .journal import Journal, Opened
 from .state import Scope, State
 from .views import Views
+from .waiting import Waiting, again, merged, wake
 
 _MAX_GROUP_BYTES = 32 * 1024 * 1024
 _ROW_BYTES = 160
 """What a snapshot's line takes for one row, about."""
+_make = tuple.__new__  # what Record() comes to, without a call in Python for each row
 _logger = logging.getLogger("holdfast")
-
-
-class _Waiting(NamedTuple):
-    """One call of ``commit`` that waits for a flush."""
-
-    future: asyncio.Future[int]
-    told: int | HoldfastError
-    """What it returns or raises once this and the commits before it are durable."""
-    entry: bytes = b""
-    """Its bytes in the frame; none for a call that only waits for the commits before it."""
-    scope: str = ""
-    writer: str = ""
-    last: WriterOp = WriterOp(0, 0)
-    changes: Mapping[Key, Record | None] = {}
 
 
 class Committer:
@@ -104,7 +91,7 @@ class Committer:
         self._readable = False
         self._refusal: str | None = f"{self.name} is not open: open it first"
         """Why commits are refused, if they are."""
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="holdfast-writer", daemon=True)
 
     @property
@@ -114,7 +101,12 @@ class Committer:
 
     def start(self) -> None:
         """Begin to open; ``opened`` tells how it went."""
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self.closed.set_result(None)
+            why = f"cannot open {self.name}: {error}: raise the limit of processes (ulimit -u)"
+            raise UnavailableError(why, backend=self.name) from error
         _live.add(self)
 
     def stop(self) -> None:
@@ -154,13 +146,14 @@ class Committer:
             if type(op) is not Op:
                 op = Op(*op)
             records = {
-                key: None if payload is None else Record(payload, number, op) for key, payload in changes.items()
+                key: None if payload is None else _make(Record, (payload, number, op))
+                for key, payload in changes.items()
             }
             entry = log.commit_entry(scope, number, op, changes)
-            last = WriterOp(op[1], number)
+            last = _make(WriterOp, (op[1], number))
             future = loop.create_future()
             newest.scope(scope).apply(number, op[0], last, records)
-            self._queue.put(_Waiting(future, number, entry, scope, op[0], last, records))
+            self._queue.put(Waiting(future, number, entry, scope, op[0], last, records))
         return future
 
     def _after_queued(
@@ -172,7 +165,7 @@ class Committer:
                 raise told
             return told
         future: asyncio.Future[int] = loop.create_future()
-        self._queue.put(_Waiting(future, told))
+        self._queue.put(Waiting(future, told))
         return future
 
     def read(self, scope: str, keys: Sequence[Key]) -> dict[Key, Record]:
@@ -217,21 +210,30 @@ class Committer:
     def _run(self) -> None:
         try:
             found = self._journal.open(read_only=self._read_only, rewrite=self._rewrite)
+            self._begin(found)
         except BaseException as error:
+            self._journal.release()
             self.closed.set_result(None)
+            if not isinstance(error, HoldfastError):
+                cause, error = error, UnavailableError(f"cannot open {self.name}: {error!r}", backend=self.name)
+                error.__cause__ = cause
             self.opened.set_exception(error)
             return
-        self._begin(found)
         self.opened.set_result(self._guarantees(found))
         try:
             self._serve()
         finally:
+            self._end()
+
+    def _end(self) -> None:
+        try:
             if self._views is not None:
                 self._views.stop()
             if self._read_only:
                 self._journal.release()
             else:
                 self._journal.close()
+        finally:
             self.closed.set_result(None)
 
     def _begin(self, found: Opened) -> None:
@@ -244,7 +246,7 @@ class Committer:
                 self._directory,
                 flat_domain=self._flat_domain,
                 delay_seconds=self._view_delay_seconds,
-                scopes=self._durable_scopes,
+                scopes=self._copy_of_durable,
                 shown=found.views,
                 gone=found.gone,
             )
@@ -253,7 +255,7 @@ class Committer:
             if not self.stopping:
                 self._readable, self._refusal = True, refusal
 
-    def _durable_scopes(self) -> dict[str, Scope]:
+    def _copy_of_durable(self) -> dict[str, Scope]:
         with self._lock:
             return self._durable.copy().scopes
 
@@ -298,19 +300,21 @@ class Committer:
             if self._journal.length > self._checkpoint_at and not self._journal.broken:
                 self._checkpoint()
 
-    def _flush(self, group: list[_Waiting]) -> None:
+    def _flush(self, group: list[Waiting]) -> None:
         body = group[0].entry if len(group) == 1 else b"".join([waiting.entry for waiting in group])
         if body:
             self._journal.append(body)
             with self._lock:
-                for _, number, entry, scope, writer, last, changes in group:
-                    if entry:
-                        self._durable.scope(scope).apply(cast("int", number), writer, last, changes)
-        _wake(group)
+                scope = self._durable.scope
+                for waiting in group:
+                    if waiting.entry:
+                        last = waiting.last
+                        scope(waiting.scope).apply(last[1], waiting.writer, last, waiting.changes)
+        wake(group)
         if body and self._views is not None:
-            self._views.changed((scope, last[1], changes) for _, _, entry, scope, _, last, changes in group if entry)
+            self._views.changed(merged(group))
 
-    def _fail(self, group: list[_Waiting], error: HoldfastError) -> None:
+    def _fail(self, group: list[Waiting], error: HoldfastError) -> None:
         """Tell everybody who waits; carry on from what is durable, unless the journal is broken."""
         if isinstance(error, FencedError) and self._views is not None:
             self._views.abandon()
@@ -321,23 +325,21 @@ class Committer:
             else:
                 self._newest = self._durable.copy()
         unknown = isinstance(error, UnknownOutcomeError)
-        told: list[_Waiting] = []
+        told: list[Waiting] = []
         for at, waiting in enumerate((*group, *behind)):
             # Not in the frame that failed: queued behind it, or refused with a conflict. A repeated op has no entry
             # of its own, but what it repeats may be in that frame.
             unwritten = (at >= len(group) and waiting.entry) or isinstance(waiting.told, HoldfastError)
             told.append(
-                _Waiting(waiting.future, self._nothing_written(error) if unknown and unwritten else _again(error))
+                Waiting(waiting.future, self._nothing_written(error) if unknown and unwritten else again(error))
             )
-        _wake(told)
+        wake(told)
 
     def _nothing_written(self, error: HoldfastError) -> UnavailableError:
-        told = UnavailableError(f"nothing was written, because the commit before failed: {error}", backend=self.name)
-        told.__cause__ = error
-        return told
+        return UnavailableError(f"nothing was written, because the commit before failed: {error}", backend=self.name)
 
-    def _take_queue(self) -> list[_Waiting]:
-        behind: list[_Waiting] = []
+    def _take_queue(self) -> list[Waiting]:
+        behind: list[Waiting] = []
         closing = False
         with contextlib.suppress(queue.Empty):
             while True:
@@ -356,8 +358,8 @@ class Committer:
         if self._journal.length <= 2 * live:
             self._checkpoint_at = max(self._checkpoint_bytes, 2 * live)
             return
+        views = self._views
         try:
-            views = self._views
             self._journal.checkpoint(self._durable, views.gone() if views is not None else ())
             if views is not None:
                 views.forget_gone()
@@ -376,39 +378,6 @@ class Committer:
         self._journal.release()
         if not self.closed.done():
             self.closed.set_result(None)
-
-
-def _wake(group: list[_Waiting]) -> None:
-    while group:
-        loop = group[0].future.get_loop()
-        if len(group) == 1:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_settle, group)
-            return
-        theirs = [waiting for waiting in group if waiting.future.get_loop() is loop]
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_settle, theirs)
-        if len(theirs) == len(group):
-            return
-        group = [waiting for waiting in group if waiting.future.get_loop() is not loop]
-
-
-def _settle(group: list[_Waiting]) -> None:
-    for waiting in group:
-        future, told = waiting[0], waiting[1]
-        if future.done():  # cancelled meanwhile
-            continue
-        if isinstance(told, int):
-            future.set_result(told)
-        else:
-            future.set_exception(told)
-
-
-def _again(error: HoldfastError) -> HoldfastError:
-    """Return a copy, so that each waiting task raises an error of its own."""
-    copy = type(error)(str(error), backend=error.backend)
-    copy.__cause__ = error.__cause__
-    return copy
 
 
 _live: weakref.WeakSet[Committer] = weakref.WeakSet()

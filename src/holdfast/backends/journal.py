@@ -145,8 +145,8 @@ class Journal:
         here = self._directory
         if witness.heads or here.holds_views():
             raise CorruptedError(
-                f"{here.path} holds rows of an earlier run but its {META}/{LOG} is missing: put that file back "
-                "from a backup, or move the directory away to start empty",
+                f"{here.path} holds JSON files as an earlier run leaves them, but {META}/{LOG} is missing: put that "
+                "file back from a backup, or give another directory to start empty",
                 backend=here.name,
             )
         here.sync_parents()

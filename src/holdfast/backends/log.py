@@ -91,6 +91,7 @@ class WitnessLine(msgspec.Struct, frozen=True):
 _Line = TypeVar("_Line", CommitLine, SnapshotLine, GoneLine, SealLine, WitnessLine)
 _ENCODER = msgspec.json.Encoder()
 _CRC_C = crc32(b"c")
+_make = tuple.__new__  # what Record() comes to, without a call in Python for each of thousands of rows
 _COMMIT = msgspec.json.Decoder(CommitLine)
 _SNAPSHOT = msgspec.json.Decoder(SnapshotLine)
 _GONE = msgspec.json.Decoder(GoneLine)
@@ -105,6 +106,11 @@ def _entry(tag: bytes, line: _Line) -> bytes:
 
 def commit_entry(scope: str, number: int, op: Op, changes: Mapping[Key, bytes | None]) -> bytes:
     """Return the bytes of one commit."""
+    if len(changes) == 1:
+        [(key, payload)] = changes.items()
+        if payload is not None:  # most commits: nothing to collect
+            text = _ENCODER.encode(CommitLine(scope, number, op, [], [key], [len(payload)], [crc32(payload)]))
+            return b"c %08x %b\n%b\n" % (crc32(text, _CRC_C), text, payload)
     deleted: list[Key] = []
     written: list[Key] = []
     payloads: list[bytes] = []
@@ -221,7 +227,8 @@ class Replay:
         if number != scope.number + 1:
             raise Damaged(f"commit {number} of scope {line.scope} follows {scope.number}")
         changes: dict[Key, Record | None] = dict.fromkeys(line.delete)
-        changes.update(zip(line.write, [Record(payload, number, op) for payload in payloads], strict=True))
+        records = [_make(Record, (payload, number, op)) for payload in payloads]
+        changes.update(zip(line.write, records, strict=True))
         scope.apply(number, op.writer, WriterOp(op.n, number), changes)
         if not trusted:
             scope.damaged.update(_damaged(line.write, payloads, line.sums))
@@ -238,9 +245,7 @@ class Replay:
         scope = self.state.scopes[line.scope] = Scope()
         scope.number, scope.writers = line.number, line.writers
         versions, ops = map(line.versions.__getitem__, line.commits), map(line.ops.__getitem__, line.commits)
-        # Thousands of rows at once: tuple.__new__ is what Record() comes to, without a call in Python for each.
-        make = tuple.__new__
-        records = [make(Record, fields) for fields in zip(payloads, versions, ops, strict=True)]
+        records = [_make(Record, fields) for fields in zip(payloads, versions, ops, strict=True)]
         scope.rows = dict(zip(line.keys, records, strict=True))
         if not trusted:
             scope.damaged.update(_damaged(line.keys, payloads, line.sums))

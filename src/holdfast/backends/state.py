@@ -133,7 +133,8 @@ class State:
             raise InvalidInputError(f"op.n is {n!r:.40}: use an int from 0 to 2**63 - 1")
         rows = scope.rows
         for key, version in expect.items():
-            if _version(rows.get(key)) != version:
+            found = rows.get(key)
+            if (0 if found is None else found.version) != version:
                 raise _conflict([key for key, version in expect.items() if _version(rows.get(key)) != version])
         for key, payload in changes.items():
             if key not in rows:

@@ -235,9 +235,12 @@ class Views:
         with self._lock:
             assert self._touched is not None
             self._touched.update(self._pending)
+        scopes = self._scopes()
+        # The view of a damaged row may be the last good copy: it stays as it is until the row is written again.
+        kept = {self._place(key) for scope in scopes.values() for key in scope.damaged}
         rows = {
             self._place(key): (key, record, record.version <= self._shown.get(name, 0))
-            for name, scope in self._scopes().items()
+            for name, scope in scopes.items()
             for key, record in scope.rows.items()
             if key not in scope.damaged
         }
@@ -246,7 +249,8 @@ class Views:
         for place in self._files(self._directory.base, ()):
             found = rows.pop(place, None)
             try:
-                self._check(place, found, place in gone)
+                if place not in kept:
+                    self._check(place, found, place in gone)
             except OSError as error:
                 self._complain(error, "/".join(place))
             checked += 1

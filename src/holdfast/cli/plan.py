@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..engine.registry import Registry, StrategySpec
 from ..errors import InvalidInputError
 from ..market.candles_file import symbol_of
 from ..market.replay import ReplayMarket
 from ..market.wire import Info
 from ..names import Context
-from ..registry import Registry, StrategySpec
 
 DEFAULT_SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "XRPUSDT")
 DEFAULT_SPEED = "60"

@@ -10,16 +10,16 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
-from ..adapters import current_routes, default_store, use_store
 from ..contract import Backend, Guarantees, Survives
+from ..documents.adapters import current_routes, default_store, use_store
+from ..documents.default import close_stores
+from ..engine.listeners import Failure, Tick, default_listeners
+from ..engine.live import Live
+from ..engine.registry import default_registry
 from ..errors import HoldfastError, InvalidInputError
-from ..listeners import Failure, Tick, default_listeners
-from ..live import Live
 from ..market.process import MarketProcess
 from ..market.replay import ReplayMarket
-from ..registry import default_registry
 from ..rows import Event
-from ..shared import close_stores
 from ..store import Store
 from ..urls import open_backend
 from .exits import OK, exit_code

@@ -13,7 +13,7 @@ import msgspec
 
 from ..contract import Key
 from ..domains import to_mapping
-from ..listeners import Failure, Tick
+from ..engine.listeners import Failure, Tick
 from ..names import Context
 from ..rows import Event, Row, Signal
 from .tables import moment, number, percent

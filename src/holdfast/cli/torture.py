@@ -5,18 +5,26 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from ..contract import Key
+from ..domains import context_key
+from ..engine.registry import default_registry
 from ..errors import InvalidInputError
-from ..registry import default_registry
+from ..market.pace import Pace
+from ..market.serve import build_market
+from ..rows import Outage
+from ..rules.params import get_config
+from ..testing.pure import pure_rows
 from ..testing.torture import Plan, Round, torture
 from .exits import LOSS, OK
 from .loading import load_bot
+from .plan import Plan as RunPlan
 from .plan import make_plan
 from .tables import fancy, print_json, print_table
 
@@ -38,7 +46,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--symbols", default="", metavar="A,B", help="run on these (default: each strategy's own)")
     parser.add_argument("--market", metavar="FILE[,FILE…]", help="candle files (default: a synthetic market)")
     parser.add_argument("--minutes", type=int, metavar="N", help=f"of market in a round of 100 kills ({_MINUTES})")
-    parser.add_argument("--steps", action="store_true", help="first kill at every numbered step")
+    parser.add_argument(
+        "--speed", type=float, metavar="N",
+        help="a market that does not wait, N times real time; the trades are then compared with the pure step over the "
+        "same candles, entries forbidden in the outages that were recorded",
+    )  # fmt: skip
+    parser.add_argument(
+        "--every-step", "--steps", dest="steps", action="store_true", help="first kill at every numbered step"
+    )
     parser.add_argument("--resume", metavar="DIR", help="keep results there, and go on where an earlier call stopped")
     parser.add_argument("--time-cap", type=float, default=0.0, metavar="SECONDS", help="begin no round after so long")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
@@ -52,18 +67,37 @@ def _torture(options: argparse.Namespace) -> int:
     load_bot(options.bot)
     symbols = [symbol for symbol in options.symbols.split(",") if symbol]
 
-    def market(seed: int) -> tuple[str, ...]:
-        return make_plan(
-            default_registry, symbols=symbols, market=options.market or f"synthetic:{seed}", speed="wait",
-            minutes=options.minutes or (None if options.market else _MINUTES),
-        ).server  # fmt: skip
+    minutes = options.minutes or (None if options.market else _MINUTES)
 
-    market(options.seed)  # complains now, not in the middle
+    def planned(seed: int) -> RunPlan:
+        return make_plan(
+            default_registry, symbols=symbols, market=options.market or f"synthetic:{seed}",
+            speed="wait" if options.speed is None else f"{options.speed:g}", minutes=minutes,
+        )  # fmt: skip
+
+    first = planned(options.seed)  # complains now, not in the middle
+
+    async def expected(seed: int, outages: Mapping[str, Sequence[Outage]]) -> dict[Key, bytes]:
+        """What the killed run must have stored, by the pure step."""
+        offered = list(dict.fromkeys(context.symbol for context in first.contexts))
+        market, _ = build_market(
+            synthetic=None if options.market else seed, candles=options.market.split(",") if options.market else (),
+            symbols=() if options.market else offered, speed=options.speed, minutes=minutes,
+        )  # fmt: skip
+        market.pace = _Ended(market.pace)
+        default_registry.remove_exchange(first.exchange_name)
+        default_registry.add_exchange(market, exchange_name=first.exchange_name)
+        by_context = {one: outages.get(context_key("outage", one).entity_name, ()) for one in first.contexts}
+        return await pure_rows(market, default_registry, get_config(), by_context)
+
+    seconds = (minutes or _MINUTES) * 60 / options.speed if options.speed else 1.0
     run = ("--symbols", options.symbols) if symbols else ()
     with tempfile.TemporaryDirectory(prefix="holdfast-torture-") as scratch:
         plan = Plan(
             bot=str(Path(options.bot).resolve()), kills=options.kills, seed=options.seed, steps=options.steps,
-            work=options.resume or scratch, time_cap_seconds=options.time_cap, market=market, run=run,
+            work=options.resume or scratch, time_cap_seconds=options.time_cap,
+            market=lambda seed: planned(seed).server, run=run, run_seconds=seconds,
+            expected=None if options.speed is None else expected,
         )  # fmt: skip
         with _progress(plain=options.plain or options.json) as progress:
             found = torture(plan, progress)
@@ -73,6 +107,19 @@ def _torture(options: argparse.Namespace) -> int:
     else:
         _print(found, plain=options.plain)
     return OK if found.ok else LOSS
+
+
+class _Ended:
+    """The clock of a market whose every candle has closed."""
+
+    def __init__(self, pace: Pace) -> None:
+        self.start_ms, self.end_ms, self.present_ms = pace.start_ms, pace.end_ms, pace.end_ms
+
+    async def wait_closed(self, participant: str, after_ms: int | None) -> int:
+        return self.end_ms
+
+    def leave(self, participant: str) -> None:
+        pass
 
 
 @contextmanager

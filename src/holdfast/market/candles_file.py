@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..candles import Candle
 from ..errors import InvalidInputError
+from ..rules.candles import Candle
 from .history import History, infer_interval
 from .protocol import MINUTE_MS
 

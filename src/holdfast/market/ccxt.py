@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..candles import INTERVALS_MS, Candle
 from ..errors import HoldfastError, InvalidInputError, UnavailableError
+from ..rules.candles import INTERVALS_MS, Candle
 
 _MAX_PAGES = 100
 # Recognised by name along the class's ancestors, so that this module never imports the driver itself.

@@ -7,8 +7,8 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
-from ..candles import INTERVALS_MS, Candle
 from ..errors import InvalidInputError
+from ..rules.candles import INTERVALS_MS, Candle
 from .protocol import MINUTE_MS
 
 MAX_LIMIT = 10_000

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from ..candles import Candle
 from ..errors import HoldfastError
+from ..rules.candles import Candle
 
 MINUTE_MS = 60_000
 """One minute in milliseconds: the step of every market's clock."""
@@ -25,7 +25,7 @@ class Exchange(Protocol):
 
         Args:
             symbol: As the exchange writes it, such as ``BTCUSDT``.
-            interval: One of :data:`holdfast.candles.INTERVALS_MS`.
+            interval: One of :data:`holdfast.rules.candles.INTERVALS_MS`.
             since_ms: Epoch milliseconds.
             limit: At least 1.
         """

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from ..candles import Candle
 from ..errors import InvalidInputError, UnavailableError
+from ..rules.candles import Candle
 from .history import History
 from .pace import Pace
 from .protocol import MarketEnded

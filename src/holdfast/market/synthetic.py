@@ -6,8 +6,8 @@ import hashlib
 import random
 from collections.abc import Sequence
 
-from ..candles import Candle
 from ..errors import InvalidInputError
+from ..rules.candles import Candle
 from .history import History
 from .protocol import MINUTE_MS
 

@@ -10,8 +10,8 @@ from typing import Literal
 
 import msgspec
 
-from ..candles import Candle
 from ..errors import InvalidInputError
+from ..rules.candles import Candle
 
 LONGEST_LINE_BYTES = 4 * 1024 * 1024
 

@@ -299,7 +299,10 @@ async def _outcome(one: Check, bench: Bench) -> Line:
 
 
 def _all_checks() -> list[Check]:
-    from . import checks, races  # they enter themselves into CHECKS
+    from . import (
+        checks,
+        races,  # they enter themselves into CHECKS
+    )
 
     del checks, races
     return list(CHECKS)

@@ -13,7 +13,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,7 @@ from ..contract import Key
 from ..errors import FailedError, HoldfastError
 from ..invariants import check_store
 from ..market.process import MarketProcess
+from ..rows import Outage
 from ..store import Store
 from .witness import Witness
 from .zygote import Zygote
@@ -63,7 +64,11 @@ class Plan(msgspec.Struct, kw_only=True):
     time_cap_seconds: float = 0.0
     """Begin no round after so many seconds; 0 for no cap."""
     market: Callable[[int], Sequence[str]]
-    """Arguments of the market server for a seed; it must wait for its participants."""
+    """Arguments of the market server for a seed; it waits for its participants unless ``expected`` is given."""
+    expected: Callable[[int, Mapping[str, Sequence[Outage]]], Awaitable[dict[Key, bytes]]] | None = None
+    """For a market that does not wait: what must be stored at its end, by seed and recorded outages."""
+    run_seconds: float = 1.0
+    """For a market that does not wait: how long it takes."""
     run: Sequence[str] = ()
     """More arguments for ``holdfast run``."""
 
@@ -181,8 +186,11 @@ class _Round:
         began = time.monotonic()
         shutil.rmtree(self.place, ignore_errors=True)  # of a round that was itself cut short
         self.place.mkdir(parents=True)
-        with MarketProcess(list(self.plan.market(self.seed))) as market:
-            self._never_killed(market.address)
+        if self.plan.expected is None:
+            with MarketProcess(list(self.plan.market(self.seed))) as market:
+                self._never_killed(market.address)
+        else:
+            self.run_seconds = self.plan.run_seconds
         with MarketProcess(list(self.plan.market(self.seed))) as market:
             self._killed(market.address, kills, self._plans(kills, steps), told)
         if not self.found.broken:
@@ -287,7 +295,13 @@ class _Round:
             self.found.broken.append(f"{when}: {type(error).__name__}: {error}")
 
     def _compare(self) -> None:
-        whole, killed = (asyncio.run(payloads(self.place / name)) for name in ("whole", "killed"))
+        killed = asyncio.run(payloads(self.place / "killed"))
+        if self.plan.expected is None:
+            whole = asyncio.run(payloads(self.place / "whole"))
+        else:
+            outages = asyncio.run(recorded_outages(self.place / "killed"))
+            whole = asyncio.run(self._expected(outages))
+            killed = {key: payload for key, payload in killed.items() if key.domain in ("ledger", "signal", "schedule")}
         found = self.found
         for key in sorted({*whole, *killed}):
             if whole.get(key) == killed.get(key):
@@ -298,6 +312,10 @@ class _Round:
                 (found.duplicated if key not in whole else found.lost).append(text)
         found.identical = not found.differences
         found.trades = sum(key.domain == "ledger" for key in whole)
+
+    async def _expected(self, outages: Mapping[str, Sequence[Outage]]) -> dict[Key, bytes]:
+        assert self.plan.expected is not None
+        return await self.plan.expected(self.seed, outages)
 
     def _last_words(self, name: str) -> str:
         log = self.place / f"{name}.log"
@@ -320,3 +338,17 @@ async def payloads(place: Path, domains: Sequence[str] = COMPARED) -> dict[Key, 
         return found
     finally:
         await backend.close()
+
+
+async def recorded_outages(place: Path) -> dict[str, list[Outage]]:
+    """Return where entries were forbidden, by the entity name of the context, read-only."""
+    store = Store(FileBackend(place))
+    await store.open(read_only=True)
+    try:
+        found: dict[str, list[Outage]] = {}
+        for key, loaded in (await store.scan("outage")).items():
+            if isinstance(loaded.row, Outage):
+                found.setdefault(key.entity_name, []).append(loaded.row)
+        return found
+    finally:
+        await store.close()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..backends.disk import OsDisk
 from ..backends.file import FileBackend
 from ..contract import Backend
+from ..engine.listeners import Tick, default_listeners
 from ..errors import InvalidInputError
-from ..listeners import Tick, default_listeners
 from ..rows import Event
 from .killer import KillerDisk
 from .witness import Reporter, Reporting

@@ -43,14 +43,14 @@ def _preload() -> None:
     import holdfast.backends.file
     import holdfast.cli.run
     import holdfast.cli.screen
-    import holdfast.context
+    import holdfast.engine.context
     import holdfast.market.replay
     import holdfast.testing.watched  # noqa: F401
 
 
 def _bot(start: Start) -> int:
-    from .. import live
     from ..cli import main
+    from ..engine import live
 
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -1,0 +1,1 @@
+"""The documents' surface: their class and adapter names over the store, and a user's own storage class."""

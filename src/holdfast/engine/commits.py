@@ -1,0 +1,105 @@
+"""What one transition commits, and which outages are on record: plain functions and values, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from ..contract import Key
+from ..domains import context_key, event_key, guard_key, risk_key
+from ..names import Context
+from ..rows import Guard, Outage, PartialLevels, Row, Signal
+from ..rules.signals import State, Transition
+from .reconcile import session_row, slot_of
+
+
+def changes(
+    context: Context,
+    before: State,
+    transition: Transition,
+    *,
+    held: tuple[str, ...],
+    risk_names: tuple[str, ...],
+    guards: Mapping[Key, Guard],
+) -> tuple[dict[Key, Row | None], tuple[str, ...]]:
+    """Return all rows that a transition writes or deletes, deletions first, and the profiles it then holds slots in.
+
+    Args:
+        before: The state that was committed last.
+        held: Profiles in which the open signal of ``before`` holds a slot.
+        risk_names: Profiles that a signal which opens takes a slot in.
+        guards: Their present guard rows, as far as there are any; each is rewritten where a slot changes.
+    """
+    after, events = transition
+    gone: dict[Key, Row | None] = {}
+    written: dict[Key, Row | None] = {}
+
+    def put(domain: str, row: Row | None) -> None:
+        (gone if row is None else written)[context_key(domain, context)] = row
+
+    if after.signal != before.signal:
+        put("signal", after.signal)
+    if after.scheduled != before.scheduled:
+        put("schedule", after.scheduled)
+    if after.levels != before.levels:
+        told = after.signal is not None and (after.levels.profit_levels or after.levels.loss_levels)
+        put("partial", PartialLevels(levels={after.signal.id: after.levels}) if told and after.signal else None)
+    now_held = held
+    if (after.signal and after.signal.id) != (before.signal and before.signal.id):
+        now_held = () if after.signal is None else risk_names
+        for name in held:
+            gone[risk_key(name, context)] = None
+        for name in now_held:
+            gone.pop(risk_key(name, context), None)
+            written[risk_key(name, context)] = slot_of(cast("Signal", after.signal))
+        for name in dict.fromkeys((*held, *now_held)):
+            key = guard_key(name)
+            written[key] = Guard(changes=guards[key].changes + 1 if key in guards else 1)
+    put("session", session_row(context, after, now_held))
+    for event in events:
+        written[event_key(context, event.number)] = event
+    return gone | written, now_held
+
+
+class Outages:
+    """The candles on which entries were forbidden, as ranges; those not yet on record are taken by the next commit.
+
+    They need no commit of their own: until one is made, ``last_candle_ms`` stands before them, and a restart
+    forbids and records them again.
+    """
+
+    __slots__ = ("_context_name", "_from_ms", "_unrecorded")
+
+    def __init__(self, context: Context) -> None:
+        self._context_name = context_key("outage", context).entity_name
+        self._from_ms: int | None = None
+        self._unrecorded: dict[int, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._unrecorded)
+
+    def forbid(self, candle_ms: int, until_ms: int | None = None) -> None:
+        """Note that entries were forbidden on the candle, or on all of a range; a range goes on from the one before."""
+        if self._from_ms is None:
+            self._from_ms = candle_ms
+        self._unrecorded[self._from_ms] = candle_ms if until_ms is None else until_ms
+
+    def allow(self) -> None:
+        """Note that entries were allowed on a candle, so that the present range has ended."""
+        self._from_ms = None
+
+    def take(self) -> dict[Key, Row | None]:
+        """Return the rows for the commit that is about to be made; :meth:`put_back` if it fails."""
+        taken, self._unrecorded = self._unrecorded, {}
+        return {outage_key(self._context_name, start): Outage(from_ms=start, to_ms=end) for start, end in taken.items()}
+
+    def put_back(self, rows: Mapping[Key, Row | None]) -> None:
+        """The commit that should have recorded ``rows`` did not happen."""
+        for row in rows.values():
+            if isinstance(row, Outage):
+                self._unrecorded.setdefault(row.from_ms, row.to_ms)
+
+
+def outage_key(context_name: str, from_ms: int) -> Key:
+    """Return the key of the outage that begins at ``from_ms``; byte order is the order of time."""
+    return Key("outage", context_name, f"{from_ms:015d}")

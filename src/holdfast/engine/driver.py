@@ -1,0 +1,294 @@
+"""Driving one context live: wait for a closed candle, fetch what is missing, step it, deliver what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack
+
+from ..documents.default import lent_store
+from ..errors import HoldfastError, UnavailableError
+from ..market.clock import WallClock
+from ..market.protocol import MarketEnded
+from ..names import Context
+from ..rows import Event
+from ..rules.candles import MAX_FETCH_CANDLES, MINUTE_MS, Candle, fetch_candles, preload_from_ms
+from ..rules.params import Params
+from ..rules.risk import RiskProfile
+from ..store import Store
+from .lanes import Sleep
+from .listeners import Failure, Listeners, Performance
+from .registry import ExchangeSpec, StrategySpec
+from .session import Session
+from .turns import Turn
+
+_YIELDED = frozenset(("opened", "closed", "cancelled"))
+_FIRST_PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 30.0
+_FRESH_MS = MINUTE_MS
+"""How far behind the newest closed minute a candle may be and still allow an entry: exchanges publish late."""
+
+
+class Driver:
+    """One live run of one context.
+
+    Args:
+        context: What it runs.
+        strategy: Who proposes.
+        exchange: Where candles come from; its ``wait_closed`` is the clock, or else the wall clock is.
+        turn: Its place among those that share a risk profile; taken before the run starts.
+        store: An open store; None for the process's default one.
+        profiles: The risk profiles that the strategy names.
+        holder: A random text of this process.
+        clock: Tells the time in epoch milliseconds.
+        sleep: Takes seconds; a seam for tests.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        strategy: StrategySpec,
+        exchange: ExchangeSpec,
+        turn: Turn,
+        *,
+        store: Store | None,
+        profiles: dict[str, RiskProfile],
+        listeners: Listeners,
+        params: Params,
+        holder: str,
+        clock: Callable[[], int],
+        sleep: Sleep,
+    ) -> None:
+        self.context, self.turn, self.session = context, turn, None
+        self._strategy, self._exchange, self._store = strategy, exchange, store
+        self._profiles, self._listeners, self._params = profiles, listeners, params
+        self._holder, self._clock, self._sleep = holder, clock, sleep
+        wall = WallClock(now=lambda: clock() / 1000, sleep=sleep)
+        self._wait_closed = exchange.wait_closed or wall.wait_closed
+        self._stop = asyncio.Event()
+        self._queue: deque[Candle] = deque()
+        self._newest_ms: int | None = None
+        """Open time of the newest closed minute that was waited for."""
+        self._next_ms: int | None = None
+        """Open time of the next candle to fetch; None before the first."""
+        self._more = False
+        """The last fetch ended before the newest candle: there may be more."""
+        self._pause_seconds = _FIRST_PAUSE_SECONDS
+
+    session: Session | None
+
+    def stop(self) -> None:
+        """Let nothing more open; the run ends when nothing is open. Repeatable, also before the first candle."""
+        self._stop.set()
+        if self.session is not None:
+            self.session.stopping = True
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Run until the market ends or the run is stopped; yields opened, closed and cancelled events.
+
+        An event counts as delivered when the next one is asked for.
+
+        Raises:
+            FencedError, FailedError, CorruptedError, HeldError: Nobody watches this context any more.
+
+        Crash: Starting again goes on from what is stored; an event that was not delivered comes again.
+        """
+        async with AsyncExitStack() as stack:
+            stack.callback(self.turn.leave)
+            stack.push_async_callback(self._leave_market)
+            store = self._store if self._store is not None else await stack.enter_async_context(lent_store())
+            session = self.session = Session(
+                self.context, self._strategy, self._exchange, store, listeners=self._listeners, params=self._params,
+                risk_profiles=self._profiles, holder=self._holder, clock=self._clock, sleep=self._sleep,
+            )  # fmt: skip
+            session.stopping = self._stop.is_set()
+            stack.push_async_callback(session.close)
+            if not await self._recover(session):
+                return
+            while True:
+                while (event := await self._told(session)) is not None:
+                    if event.kind in _YIELDED:
+                        yield event
+                    session.delivered()
+                if self._stop.is_set():
+                    if await self._cancelled(session):
+                        continue
+                    if session.state.signal is None and session.state.scheduled is None:
+                        if len(session.outbox) == 0:
+                            return
+                        await self._pause()  # the ledger cannot be written now
+                        continue
+                if not await self._advance(session):
+                    return
+
+    async def _recover(self, session: Session) -> bool:
+        """Recover, however long the store takes to answer; False when the run was stopped meanwhile."""
+        while True:
+            try:
+                await session.recover()
+                return True
+            except UnavailableError as error:
+                await self._report("store", error)
+            await self._pause()
+            if self._stop.is_set():
+                return False
+
+    async def _told(self, session: Session) -> Event | None:
+        try:
+            return await session.tell_next()
+        except UnavailableError as error:
+            await self._report("ledger", error)  # the event stays first; the next candle tries again
+            return None
+
+    async def _cancelled(self, session: Session) -> bool:
+        """Once stopped: cancel what waits for its price; tell whether that is now done."""
+        try:
+            return await session.stop_scheduled() is not None
+        except UnavailableError as error:
+            await self._report("store", error)
+            return False
+
+    # ------------------------------------------------------------------ candles
+
+    async def _advance(self, session: Session) -> bool:
+        """Step the next candle, or wait for one; False when the market has ended."""
+        if not self._queue:
+            return await self._fetch_next(session)
+        candle = self._queue.popleft()
+        newest = not self._queue and not self._more and candle[0] >= (self._newest_ms or 0) - _FRESH_MS
+        began = time.perf_counter()
+        await session.tell_restored()
+        if not self.turn.free(candle[0]):
+            await self.turn.wait(candle[0])
+        changed = session.step(candle, entries=newest)
+        quiet = changed is None or await changed is None
+        self.turn.done(candle[0])
+        if newest:
+            if session.outages and not session.stopping:
+                session.flush_soon()
+            callbacks = self._strategy.callbacks
+            if quiet and self._listeners.wants_ticks(callbacks, "live"):
+                await self._listeners.tell_tick(session.tick(), callbacks, "live")
+            if self._listeners.has("performance"):
+                seconds = time.perf_counter() - began
+                await self._listeners.emit(
+                    "performance", Performance(context=self.context, mode="live", metric="tick", seconds=seconds)
+                )
+        return True
+
+    async def _fetch_next(self, session: Session) -> bool:
+        try:
+            if not self._more:
+                newest_ms = await self._closed(session)
+                if newest_ms is None:
+                    return True  # stopped while nothing was open
+                self._newest_ms = newest_ms
+            await self._fetch(session)
+        except MarketEnded:
+            return False
+        except UnavailableError as error:
+            await self._report("candles", error)
+            if self._newest_ms is not None:
+                self.turn.done(self._newest_ms)  # the others must not wait for this one's exchange
+            await self._pause()
+            return True
+        self._pause_seconds = _FIRST_PAUSE_SECONDS
+        if not self._queue and not self._more and self._newest_ms is not None:
+            self.turn.done(self._newest_ms)  # a thin market: this minute has no candle
+            await session.tell_restored()
+        return True
+
+    async def _fetch(self, session: Session) -> None:
+        """Fetch the candles up to the newest closed one, and those before them that a price and a slot need."""
+        newest_ms = self._newest_ms
+        assert newest_ms is not None
+        if self._next_ms is None and session.state.last_candle_ms == 0:
+            await session.begin(newest_ms)
+        start_ms = max(self._next_ms or 0, session.state.last_candle_ms + MINUTE_MS)
+        watching = session.state.signal is not None or session.state.scheduled is not None or session.is_behind
+        recent_ms = newest_ms - _FRESH_MS
+        if not watching and start_ms < recent_ms:
+            # Nothing is open and nothing may open in the past: only the newest candles can change anything.
+            session.forbid(start_ms, recent_ms - MINUTE_MS)
+            start_ms = recent_ms
+        # From where the window ends, or from where it must begin: at the start an exchange may lag behind what
+        # was decided already, and those candles belong to the price as soon as they come.
+        since_ms = preload_from_ms(start_ms, self._strategy.interval_ms, self._params)
+        if session.window.newest_ms is not None:
+            since_ms = max(since_ms, session.window.newest_ms + MINUTE_MS)
+        since_ms = min(since_ms, start_ms)
+        limit = min(MAX_FETCH_CANDLES, max(1, (newest_ms - since_ms) // MINUTE_MS + 1))
+        batch = await fetch_candles(
+            self._exchange.get_candles, self.context.symbol, "1m", since_ms=max(0, since_ms), limit=limit,
+            until_ms=newest_ms + MINUTE_MS, params=self._params, sleep=self._sleep,
+            on_candle_data=self._exchange.on_candle_data,
+        )  # fmt: skip
+        self._more = (
+            bool(batch) and batch[-1][0] < recent_ms
+        )  # an exchange may give fewer at once than it was asked for
+        for candle in batch:
+            if candle[0] < start_ms:
+                session.window.push(candle)
+            else:
+                self._queue.append(candle)
+        self._next_ms = max(start_ms, batch[-1][0] + MINUTE_MS) if batch else start_ms
+
+    async def _closed(self, session: Session) -> int | None:
+        """Wait for a newer closed minute; None when the run is stopped while nothing is open."""
+        if self._stop.is_set():
+            return await self._wait_closed(str(self.context), self._newest_ms)
+        waiting = asyncio.ensure_future(self._wait_closed(str(self.context), self._newest_ms))
+        stopped = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait((waiting, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done() or session.state.signal is not None or self._newest_ms is None:
+                return await self._tried(waiting)
+            return None
+        finally:
+            for task in (waiting, stopped):
+                task.cancel()
+            await asyncio.gather(waiting, stopped, return_exceptions=True)
+
+    @staticmethod
+    async def _tried(waiting: asyncio.Future[int]) -> int:
+        try:
+            return await waiting
+        except HoldfastError:
+            raise
+        except Exception as error:
+            raise UnavailableError(f"the market cannot tell when a candle closes: {error!r}") from error
+
+    # ------------------------------------------------------------------ the rest
+
+    async def _pause(self) -> None:
+        """Wait before trying again, longer each time; a stop ends the wait."""
+        if self._stop.is_set():
+            await self._sleep(_FIRST_PAUSE_SECONDS)
+            return
+        pausing = asyncio.ensure_future(self._sleep(self._pause_seconds))
+        stopped = asyncio.ensure_future(self._stop.wait())
+        self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
+        try:
+            await asyncio.wait((pausing, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (pausing, stopped):
+                task.cancel()
+            await asyncio.gather(pausing, stopped, return_exceptions=True)
+
+    async def _leave_market(self) -> None:
+        """Tell a market that waits for its participants not to wait for this one."""
+        leave = getattr(self._exchange.source, "leave", None)
+        if leave is None:
+            return
+        try:
+            left = leave(str(self.context))
+            if inspect.isawaitable(left):
+                await left
+        except Exception as error:  # the market may be gone already, and nothing depends on it
+            await self._report("market", error)
+
+    async def _report(self, where: str, error: Exception) -> None:
+        await self._listeners.report(Failure(where=where, error=error, context=self.context))

@@ -1,0 +1,266 @@
+"""Recovery: own, load, check, reconcile. (The gap is stepped over by whoever feeds the session candles.)
+
+Every part can be killed and run again, because each is either a read or one commit that is worked out
+from what was read and guarded by it: recovering twice gives what recovering once gives.
+
+Reconciling works towards the signal row, the source of truth. A store that commits all or nothing never
+needs it; a user's four-method class, or domains on different backends, may.
+
+Which candles are forbidden to entries. A candle that changes nothing is not stored, so the store alone
+cannot tell which candles after ``last_candle_ms`` the last process still saw. It does not have to: on those
+that it saw, it declined (an entry would have been stored), and the pure step declines again. So all
+candles after ``last_candle_ms`` but the newest are stepped with entries forbidden, and exactly those are
+recorded as an :class:`~holdfast.rows.Outage`: the pure step over the same candles, with entries forbidden
+in the recorded outages, gives the same trades, whether or not the last process saw them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, cast
+
+import msgspec
+
+from ..contract import Key
+from ..domains import context_key, guard_key, risk_key
+from ..errors import ConflictError, CorruptedError, NotFoundError, UnavailableError
+from ..names import Context
+from ..rows import (
+    Event,
+    Guard,
+    Owner,
+    PartialLevels,
+    RiskPosition,
+    Row,
+    ScheduledSignal,
+    SessionRow,
+    Signal,
+    Trade,
+)
+from ..rules.drafts import stored_failures
+from ..rules.signals import State
+from ..store import Loaded, Store, Writer
+from .lanes import Sleep, commit_surely
+from .reconcile import Found, Repair, reconcile
+
+_log = logging.getLogger("holdfast")
+
+MAX_ATTEMPTS = 20
+"""How often recovery reads again when other contexts change a shared profile meanwhile."""
+
+_STOPPING_DOMAINS = ("signal", "schedule", "partial", "session", "outbox")
+
+
+class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What recovery found and did."""
+
+    context: Context
+    epoch: int
+    signal_id: str | None = None
+    scheduled_id: str | None = None
+    events_waiting: int = 0
+    repairs: tuple[Repair, ...] = ()
+    stopped: tuple[str, ...] = ()
+    """What is in quarantine, and why; while anything is, nothing opens for this context."""
+
+
+class Recovered(NamedTuple):
+    """What a session goes on from."""
+
+    state: State
+    risk_names: tuple[str, ...]
+    """Profiles in which the open signal holds a slot."""
+    owner: Loaded[Owner]
+    session: Loaded[SessionRow] | None
+    events: tuple[Event, ...]
+    report: RecoveryReport
+
+
+def stopped_reasons(store: Store, context: Context) -> tuple[str, ...]:
+    """Return why nothing may open for ``context``; empty when nothing of it is in quarantine."""
+    if not store.damaged:
+        return ()
+    name = context_key("signal", context).entity_name
+    return tuple(
+        reason for key, reason in store.damaged.items() if key.entity_name == name and key.domain in _STOPPING_DOMAINS
+    )
+
+
+async def own(
+    store: Store, writer: Writer, context: Context, *, holder: str, now_ms: int, sleep: Sleep
+) -> Loaded[Owner]:
+    """Take the context over: the owner row's epoch is raised by compare-and-set, which fences whoever had it.
+
+    Crash: The old owner still has it, or the new one does; owning again raises the epoch once more.
+    """
+    key = context_key("owner", context)
+    for _ in range(MAX_ATTEMPTS):
+        found, damaged = await store.salvage(key)  # a damaged one is replaced: it says nothing about the trade
+        _refuse_newer(store, damaged)
+        old = cast("Loaded[Owner] | None", found.get(key))
+        row = Owner(
+            holder=holder,
+            epoch=1 if old is None else old.row.epoch + 1,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            since_ms=now_ms,
+        )
+        try:
+            version = await commit_surely(writer, {key: row}, {key: 0 if old is None else old.version}, sleep=sleep)
+        except ConflictError:
+            continue
+        return Loaded(row, version)
+    raise UnavailableError(f"{context}: others keep taking it over: run it once only", key=key)
+
+
+async def recover(
+    store: Store,
+    writer: Writer,
+    context: Context,
+    *,
+    holder: str,
+    risk_names: tuple[str, ...],
+    lifetime_ms: int,
+    clock: Callable[[], int],
+    sleep: Sleep,
+) -> Recovered:
+    """Own, load, check and reconcile one context.
+
+    Args:
+        risk_names: The profiles that its strategy has now.
+        lifetime_ms: Longest life of a signal; older slots of others without a signal are pruned.
+        clock: Tells the time in epoch milliseconds.
+
+    Raises:
+        UnavailableError: The store cannot be used now; call again.
+
+    Crash: Any part may be done or not; recovering again does the rest.
+    """
+    owner = await own(store, writer, context, holder=holder, now_ms=clock(), sleep=sleep)
+    for _ in range(MAX_ATTEMPTS):
+        found, versions = await _load(store, context, risk_names, now_ms=clock(), lifetime_ms=lifetime_ms)
+        plan = reconcile(context, found, risk_names)
+        session = found.session
+        session_key = context_key("session", context)
+        session_version = versions.get(session_key, 0)
+        if plan.changes:
+            guards = {Key("guard", name, "guard") for name in plan.profiles}
+            changes = plan.changes | {key: _next_guard(versions_row) for key, versions_row in _rows(versions, guards)}
+            expect = {context_key("owner", context): owner.version, session_key: session_version}
+            expect |= {key: versions.get(key, 0) for key in guards}
+            try:
+                number = await commit_surely(writer, changes, expect, sleep=sleep)
+            except ConflictError:
+                continue  # another context changed a shared profile meanwhile: look again
+            if session_key in plan.changes:
+                session, session_version = cast("SessionRow", plan.changes[session_key]), number
+        for repair in plan.repairs:
+            _log.warning("%s: recovery: %s: %s", context, repair.what, repair.message)
+        report = RecoveryReport(
+            context=context,
+            epoch=owner.row.epoch,
+            signal_id=None if plan.state.signal is None else plan.state.signal.id,
+            scheduled_id=None if plan.state.scheduled is None else plan.state.scheduled.id,
+            events_waiting=len(found.events),
+            repairs=plan.repairs,
+            stopped=stopped_reasons(store, context),
+        )
+        loaded = None if session is None else Loaded(session, session_version)
+        return Recovered(plan.state, plan.risk_names, owner, loaded, found.events, report)
+    raise UnavailableError(f"{context}: its risk profiles change too often to be reconciled: start it again")
+
+
+def _refuse_newer(store: Store, damaged: Mapping[Key, str]) -> None:
+    """A row that a newer version wrote is whole and stays where it is: only that version may go on."""
+    for key, reason in damaged.items():
+        if not store.is_stopped(key):
+            raise CorruptedError(reason, key=key)
+
+
+class _Versions(dict[Key, int]):
+    """Versions of what was read, and the guard rows beside them."""
+
+    guards: dict[Key, Guard]
+
+
+def _rows(versions: _Versions, guards: Iterable[Key]) -> list[tuple[Key, Guard | None]]:
+    return [(key, versions.guards.get(key)) for key in sorted(guards)]
+
+
+def _next_guard(row: Guard | None) -> Guard:
+    return Guard(changes=1 if row is None else row.changes + 1)
+
+
+async def _load(
+    store: Store, context: Context, risk_names: tuple[str, ...], *, now_ms: int, lifetime_ms: int
+) -> tuple[Found, _Versions]:
+    """Read what belongs to the context; a row that contradicts its key goes to quarantine."""
+    keys = {domain: context_key(domain, context) for domain in ("signal", "schedule", "partial", "session")}
+    found, damaged = await store.salvage(*keys.values())
+    _refuse_newer(store, damaged)
+    for domain, key in keys.items():
+        if key in found and (reason := _contradiction(domain, found[key].row, context)):
+            try:
+                await store.quarantine(key, reason)
+            except NotFoundError:
+                pass  # cleared meanwhile
+            _log.error("%s: %s: %s: moved to quarantine: nothing opens until it is released", context, key, reason)
+            del found[key]
+    session = cast("SessionRow | None", found[keys["session"]].row if keys["session"] in found else None)
+    events = cast("dict[Key, Loaded[Event]]", await store.scan("outbox", keys["session"].entity_name))
+    trades: Mapping[Key, Loaded[Trade]] = {}
+    if session is None:
+        trades = cast("dict[Key, Loaded[Trade]]", await store.scan("ledger", keys["session"].entity_name))
+    names = tuple(dict.fromkeys((*risk_names, *(session.risk_names if session else ()))))
+    guards, _ = await store.salvage(*(guard_key(name) for name in names))  # before the slots, which they guard
+    slots = await _slots(store, context, names, oldest_ms=now_ms - lifetime_ms)
+    versions = _Versions({key: loaded.version for key, loaded in (found | guards).items()})
+    versions.guards = {key: cast("Guard", loaded.row) for key, loaded in guards.items()}
+    rows = {domain: found[key].row if key in found else None for domain, key in keys.items()}
+    return (
+        Found(
+            signal=cast("Signal | None", rows["signal"]),
+            scheduled=cast("ScheduledSignal | None", rows["schedule"]),
+            partial=cast("PartialLevels | None", rows["partial"]),
+            session=session,
+            events=tuple(loaded.row for loaded in events.values()),
+            trades=tuple(loaded.row for loaded in trades.values()),
+            slots=slots,
+            signal_stopped=store.is_stopped(keys["signal"]) and rows["signal"] is None,
+        ),
+        versions,
+    )
+
+
+async def _slots(store: Store, context: Context, names: Iterable[str], *, oldest_ms: int) -> dict[Key, RiskPosition]:
+    """Return the own slots in ``names``, and those of others that outlived every signal and have none."""
+    slots: dict[Key, RiskPosition] = {}
+    for name in names:
+        mine = risk_key(name, context)
+        for key, loaded in (await store.scan("risk", mine.entity_name)).items():
+            row = cast("RiskPosition", loaded.row)
+            if key == mine:
+                slots[key] = row
+            elif row.open_timestamp <= oldest_ms:
+                signal_key = context_key("signal", Context(row.exchange_name or "-", row.symbol, row.strategy_name))
+                signal_key = signal_key._replace(entity_name=key.entity_id)
+                found, damaged = await store.salvage(signal_key)
+                if not found and not damaged:
+                    slots[key] = row
+    return slots
+
+
+def _contradiction(domain: str, row: Row, context: Context) -> str | None:
+    """Return how a row contradicts the key it was found under, or what makes it impossible; None when it is sound."""
+    if isinstance(row, Signal):
+        if row.context != context:
+            return f"it says that it belongs to {row.context}, not to {context}"
+        failures = stored_failures(row)
+        if failures:
+            return "it cannot be watched: " + "; ".join(failures)
+    elif isinstance(row, SessionRow) and Context(*row.context) != context:
+        return f"it says that it belongs to {Context(*row.context)}, not to {context}"
+    return None

@@ -1,0 +1,455 @@
+"""One context: own, recover, step, commit, tell.
+
+Decide purely, persist, then act. ``step`` is a plain method: a candle that changes nothing costs the pure
+step and no more: no storage call, no coroutine, no task.
+
+Invariants:
+
+* ``state`` changes only after the commit that holds the change has returned.
+* Every commit expects the owner row and the session row as this session last saw them; whoever takes the
+  context over changes the owner row, and the next commit of this session is refused: ``FencedError``.
+* A risk check is made on the slots as they are at the commit, or it is made again: the guard row of each
+  profile is read before the slots and expected by the commit, a rejection's commit included.
+* Callbacks and listeners are told after the commit, ``on_write`` too (the reference calls it before its
+  write): what is told has happened, whatever fails next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
+
+import msgspec
+
+from ..contract import Key
+from ..domains import context_key, guard_key
+from ..errors import FailedError, HoldfastError, UnavailableError
+from ..names import Context
+from ..rows import Event, Guard, Row, ScheduledSignal, Signal
+from ..rules.candles import MINUTE_MS, Candle, Window
+from ..rules.params import Params
+from ..rules.risk import RiskProfile
+from ..rules.signals import (
+    AskStrategy,
+    Question,
+    Spec,
+    State,
+    Transition,
+    progress_percent,
+    step,
+    stop_scheduled,
+)
+from ..store import Loaded, Store
+from .commits import Outages, changes
+from .decider import Decider
+from .lanes import Sleep
+from .listeners import Failure, Listeners, Tick
+from .outbox import CAP_ROWS, Outbox
+from .reconcile import session_row
+from .recovery import RecoveryReport, recover, stopped_reasons
+from .registry import ExchangeSpec, StrategySpec
+from .settle import Settler
+from .tenure import GuardMovedError, Tenure
+
+_log = logging.getLogger("holdfast")
+
+MAX_BEHIND = 10_000
+"""How many candles may wait for a store that cannot be used: about a week."""
+MAX_CHECKS = 100
+"""How often a risk check is repeated while others change the profile."""
+_ACKNOWLEDGE_SECONDS = 1.0
+
+
+def wall_clock_ms() -> int:
+    """Return the wall clock's time in epoch milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class Session:
+    """One context of the engine, fed with closed candles by a driver.
+
+    Args:
+        context: What it runs.
+        strategy: Who proposes signals.
+        exchange: Where its strategy may look at candles; the session itself fetches nothing.
+        store: An open store.
+        listeners: Who is told.
+        params: The parameters, fixed for its life.
+        risk_profiles: By name; every profile that the strategy names.
+        holder: A random text of this process, by which it knows its own owner row.
+        clock: Tells the time in epoch milliseconds, for the owner row and for pruning.
+        sleep: Takes seconds; a seam for tests.
+        cap_rows: Most event rows that may wait; see :mod:`holdfast.engine.outbox`.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        strategy: StrategySpec,
+        exchange: ExchangeSpec,
+        store: Store,
+        *,
+        listeners: Listeners,
+        params: Params,
+        risk_profiles: Mapping[str, RiskProfile],
+        holder: str,
+        clock: Callable[[], int] = wall_clock_ms,
+        sleep: Sleep = asyncio.sleep,
+        cap_rows: int = CAP_ROWS,
+    ) -> None:
+        self.context, self.strategy, self.exchange, self.store = context, strategy, exchange, store
+        self.spec = Spec(context, strategy.interval_ms, params, strategy.risk_names)
+        self.state = State()
+        self.window = Window(params.avg_price_candles_count)
+        self.outbox = Outbox(context, strategy.callbacks, listeners, store, cap_rows=cap_rows, sleep=sleep)
+        self.outages = Outages(context)
+        self._stopping = False
+        self._plain = False
+        """Nothing stands in the way of an entry: the one thing that a candle which changes nothing has to look at."""
+        self._listeners, self._holder = listeners, holder
+        self._clock, self._sleep = clock, sleep
+        self._settler = Settler(
+            strategy, exchange, mode="live", params=params, profiles=risk_profiles, listeners=listeners, sleep=sleep
+        )
+        self._decider = Decider(self.spec, store, self._settler)
+        self._writer = store.writer(str(context))
+        self._tenure: Tenure | None = None
+        self._held: tuple[str, ...] = ()
+        self._stopped = False
+        """Something of the context is in quarantine: nothing may open."""
+        self._broken: HoldfastError | None = None
+        self._behind: deque[Candle] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.Task[None] | None = None
+        self._restored: Signal | None = None
+
+    # ------------------------------------------------------------------ recovery
+
+    async def recover(self) -> RecoveryReport:
+        """Own the context, load it, check it, reconcile it. May be called again.
+
+        Raises:
+            UnavailableError: The store cannot be used now; call again.
+
+        Crash: Any part may be done or not; recovering again does the rest.
+        """
+        found = await recover(
+            self.store, self._writer, self.context, holder=self._holder, risk_names=self.spec.risk_names,
+            lifetime_ms=self.spec.params.max_signal_lifetime_minutes * MINUTE_MS,
+            clock=self._clock, sleep=self._sleep,
+        )  # fmt: skip
+        self.state, self._held = found.state, found.risk_names
+        self._tenure = Tenure(self.store, self._writer, self.context, found.owner, found.session, sleep=self._sleep)
+        self._stopped = bool(found.report.stopped)
+        self._broken, self._plain = None, False
+        self._behind.clear()
+        self._cancel_timer()
+        self.window = Window(self.spec.params.avg_price_candles_count)
+        self.outages = Outages(self.context)
+        self.outbox = self.outbox.fresh()
+        self.outbox.add(found.events)
+        self._restored = found.state.signal or found.state.scheduled
+        return found.report
+
+    async def begin(self, candle_ms: int) -> None:
+        """Put on record that the context runs for the first time, from the candle that opens at ``candle_ms``.
+
+        Everything before it is an outage: the candles that a run had, and those on which it could enter, can be
+        told from the store alone.
+
+        Crash: It begins later.
+        """
+        state = msgspec.structs.replace(self.state, last_candle_ms=candle_ms - MINUTE_MS)
+        self.outages.forbid(0, candle_ms - MINUTE_MS)
+        self.outages.allow()
+        rows: dict[Key, Row | None] = {
+            context_key("session", self.context): session_row(self.context, state, self._held)
+        }
+        await self._send(rows, {})
+        self.state = state
+
+    async def tell_restored(self) -> None:
+        """Tell ``on_active`` or ``on_schedule`` once of what was restored; needs a price, so push candles first."""
+        if self._restored is None or self.window.newest_ms is None:
+            return
+        signal, self._restored = self._restored, None
+        if signal not in (self.state.signal, self.state.scheduled):
+            return
+        price, at_ms, callbacks = self.window.price(), self.window.newest_ms + MINUTE_MS, self.strategy.callbacks
+        if isinstance(signal, ScheduledSignal):
+            if callbacks.on_schedule is not None:
+                again = Event(
+                    id=f"{self.context}#restored:{signal.id}", number=0, kind="scheduled", at_ms=at_ms,
+                    candle_ms=at_ms - MINUTE_MS, signal=signal, price=price,
+                )  # fmt: skip
+                await self._listeners.call(
+                    callbacks.on_schedule, again, where="callback", context=self.context, at_ms=at_ms
+                )
+        elif callbacks.on_active is not None:
+            tick = self.tick()
+            await self._listeners.call(callbacks.on_active, tick, where="callback", context=self.context, at_ms=at_ms)
+
+    # ------------------------------------------------------------------ the step
+
+    def step(self, candle: Candle, *, entries: bool = True) -> Awaitable[Transition | None] | None:
+        """Let one closed candle do what it does.
+
+        Args:
+            candle: Newer than the one before.
+            entries: False forbids beginning anything: the candle lies in the past.
+
+        Returns:
+            None when nothing changed and nothing was stored; else what must be awaited, which gives the
+            transition that was committed, or None where nothing came of it.
+
+        Raises:
+            FencedError: Another owner has taken over; stop trading this context.
+            FailedError: The session cannot go on: close it, open the store again if the message says so,
+                and recover with a new session.
+
+        Crash: Before the awaited part returns, all of the transition or nothing is stored; after it, all.
+        """
+        if not (self._plain and entries):
+            if self._broken is not None or self._behind:
+                return self._step_late(candle, entries)
+            entries = self._entries(candle, entries)
+        self.window.push(candle)
+        outcome = step(self.state, candle, self.window, self.spec, entries=entries)
+        if outcome is None:
+            return None
+        reply: Any = None
+        if type(outcome) is AskStrategy:
+            try:
+                reply = self._settler.ask_now(outcome)
+            except Exception as error:  # a strategy that raises proposes nothing
+                return self._settler.failed(outcome, error)
+            if reply is None:
+                return None
+        return self._settle(outcome, candle, reply)
+
+    def _entries(self, candle: Candle, entries: bool) -> bool:
+        """Decide whether the candle may begin something, and note it where it may not."""
+        if self._stopped:
+            self._stopped = bool(stopped_reasons(self.store, self.context))
+        if entries and not (self._stopping or self._stopped or self.outbox.crowded):
+            self.outages.allow()
+            self._plain = True
+            return True
+        if candle[0] > self.state.last_candle_ms:
+            self.outages.forbid(candle[0])
+        self._plain = False
+        return False
+
+    def forbid(self, from_ms: int, to_ms: int) -> None:
+        """Note that nothing may begin on the candles from one open time to another, which will not be stepped."""
+        self.outages.forbid(from_ms, to_ms)
+        self._plain = False
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it is being stopped: nothing new begins."""
+        return self._stopping
+
+    @stopping.setter
+    def stopping(self, stopping: bool) -> None:
+        self._stopping, self._plain = stopping, False
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether candles wait for a store that could not be used."""
+        return bool(self._behind)
+
+    async def _step_late(self, candle: Candle, entries: bool) -> Transition | None:
+        """Decide first the candles that the store was not there for; exits are found late, but where they were."""
+        if self._broken is not None:
+            raise self._broken
+        if len(self._behind) >= MAX_BEHIND:
+            self._broken = FailedError(f"{self.context}: the store could not be used for {MAX_BEHIND} candles: mend it")
+            raise self._broken
+        late, self._behind = self._behind, deque()
+        late.append(candle)
+        transition = None
+        while late:
+            one = late.popleft()
+            again = self.step(one, entries=entries and one is candle)
+            if again is not None:
+                transition = await again
+            if self._behind:
+                self._behind.extend(late)
+                break
+        return transition
+
+    async def stop_scheduled(self) -> Transition | None:
+        """Cancel the waiting signal because the run is stopped; None when none waits or no candle was seen yet."""
+        if self._broken is not None:
+            raise self._broken
+        candles = self.window.candles
+        if not candles:
+            return None
+        transition = stop_scheduled(self.state, self.spec, candles[-1], self.window.price())
+        if transition is not None:
+            await self._commit(transition, {})
+        return transition
+
+    def tick(self) -> Tick:
+        """Return the news of a candle that changed nothing."""
+        state, price = self.state, self.window.price()
+        progress = None if state.signal is None else progress_percent(state.signal, price)
+        side, percent = progress or ("profit", 0.0)
+        return Tick(
+            kind="active" if state.signal else "waiting" if state.scheduled else "idle",
+            context=self.context,
+            price=price,
+            at_ms=(self.window.newest_ms or 0) + MINUTE_MS,
+            signal=state.signal or state.scheduled,
+            percent=percent if side == "profit" else -percent,
+        )
+
+    async def _settle(self, outcome: Transition | Question, candle: Candle, reply: Any) -> Transition | None:
+        self._plain = False  # whatever comes of it, look anew
+        try:
+            return await self._settle_once(outcome, reply)
+        except UnavailableError as error:
+            self._behind.append(candle)
+            at_ms = candle[0] + MINUTE_MS
+            await self._listeners.report(Failure(where="store", error=error, context=self.context, at_ms=at_ms))
+            return None
+        except HoldfastError as error:
+            self._broken = error
+            raise
+        except BaseException as error:
+            # Cancelled, or a fault of ours: whether the commit was applied is not known here.
+            self._broken = FailedError(f"{self.context}: interrupted ({error!r}): recover with a new session")
+            if isinstance(error, Exception):
+                raise self._broken from error
+            raise
+
+    async def _settle_once(self, outcome: Transition | Question | None, reply: Any) -> Transition | None:
+        if isinstance(outcome, AskStrategy):
+            outcome = await self._decider.propose(outcome, reply)
+        for _ in range(MAX_CHECKS):
+            decided, checked = await self._decider.decide(outcome)
+            if decided.transition is None:
+                return None
+            try:
+                await self._commit(decided.transition, checked)
+            except GuardMovedError:
+                continue
+            await self._settler.tell_risk(decided)
+            return decided.transition
+        raise UnavailableError(f"{self.context}: its risk profiles change too often for a check")
+
+    # ------------------------------------------------------------------ committing
+
+    async def _commit(self, transition: Transition, checked: Mapping[Key, Loaded[Guard] | None]) -> None:
+        """Persist a transition, then change memory; the events lie in the outbox afterwards."""
+        before, after = self.state, transition.state
+        guards = {key: loaded.row for key, loaded in checked.items() if loaded is not None}
+        if (after.signal and after.signal.id) != (before.signal and before.signal.id) and not checked:
+            # A slot that is given back needs no check, and so no version: nothing was decided on it.
+            found, _ = await self.store.salvage(*(guard_key(name) for name in self._held))
+            guards = {key: cast("Guard", loaded.row) for key, loaded in found.items()}
+        rows, held = changes(
+            self.context, before, transition, held=self._held, risk_names=self.spec.risk_names, guards=guards
+        )
+        await self._send(rows, {key: 0 if loaded is None else loaded.version for key, loaded in checked.items()})
+        self.state, self._held = after, held
+        self.outbox.add(transition.events)
+
+    async def _send(self, rows: dict[Key, Row | None], guards: Mapping[Key, int]) -> None:
+        """Commit rows, and with them the deletion of delivered events and the outages not yet on record."""
+        if self._tenure is None:
+            raise FailedError(f"{self.context}: recover() must come before the first step")
+        async with self._tenure.turn:
+            delivered, outages = self.outbox.take_delivered(), self.outages.take()
+            if not (rows or delivered or outages):
+                return
+            try:
+                await self._tenure.commit({**dict.fromkeys(delivered), **rows, **outages}, guards)
+            except BaseException as error:
+                self.outbox.put_back(delivered)
+                self.outages.put_back(outages)
+                if not isinstance(error, HoldfastError):
+                    # Cancelled, say: whether it was applied is not known here.
+                    told = f"{self.context}: interrupted in a commit ({error!r}): recover with a new session"
+                    self._broken, self._plain = FailedError(told), False
+                raise
+
+    # ------------------------------------------------------------------ telling
+
+    async def tell_next(self) -> Event | None:
+        """Tell of the oldest event that was not delivered; see :meth:`holdfast.engine.outbox.Outbox.tell_next`."""
+        return await self.outbox.tell_next()
+
+    def delivered(self) -> None:
+        """Count that event as delivered; its row is deleted with the next commit, or within a second."""
+        self.outbox.delivered()
+        self.flush_soon()
+
+    async def deliver(self) -> list[Event]:
+        """Tell of every event that was not delivered, and return them; for drivers without an iterator.
+
+        Raises:
+            UnavailableError: The ledger cannot be written now; call again later.
+        """
+        told = []
+        while (event := await self.outbox.tell_next()) is not None:
+            self.delivered()
+            told.append(event)
+        return told
+
+    def flush_soon(self) -> None:
+        """Commit within a second what waits for a commit to go along with."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_ACKNOWLEDGE_SECONDS, self._start_flush)
+
+    async def flush(self) -> None:
+        """Delete the rows of delivered events and record outages now.
+
+        Raises:
+            FencedError: Another owner has taken over.
+            UnavailableError: Not now; they wait for the next commit.
+
+        Crash: Delivered events may be told again.
+        """
+        self._cancel_timer()
+        await self._send({}, {})
+
+    def _start_flush(self) -> None:
+        self._timer = None
+        if self._broken is None and (self._flushing is None or self._flushing.done()):
+            self._flushing = asyncio.get_running_loop().create_task(self._flush_quietly())
+
+    async def _flush_quietly(self) -> None:
+        try:
+            await self.flush()
+        except UnavailableError:
+            self.flush_soon()
+        except HoldfastError as error:
+            self._broken, self._plain = error, False  # the next step raises it
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def close(self) -> None:
+        """Commit what waits for it and stop every task; the owner row stays. Repeatable.
+
+        Crash: Delivered events may be told again.
+        """
+        self._cancel_timer()
+        if self._flushing is not None:
+            await asyncio.gather(self._flushing, return_exceptions=True)
+        self._cancel_timer()
+        if self._broken is None and self._tenure is not None:
+            try:
+                await self._send({}, {})
+            except HoldfastError as error:
+                _log.warning("%s: at close: %s", self.context, error)
+            finally:
+                self._broken, self._plain = FailedError(f"{self.context}: the session was closed: recover anew"), False

@@ -1,0 +1,167 @@
+"""What is registered: the description of each exchange, strategy and frame, and how user input becomes one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from ..errors import InvalidInputError
+from ..rules.candles import INTERVALS_MS, Candle
+from ..rules.risk import Validation
+
+
+class ExchangeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Where candles come from, and how its prices and quantities are written."""
+
+    exchange_name: str
+    get_candles: Callable[[str, str, int, int], Awaitable[Sequence[Any]]]
+    """(symbol, interval, since in epoch ms, limit) → candles, oldest first."""
+    format_price: Callable[[str, float], str]
+    format_quantity: Callable[[str, float], str]
+    on_candle_data: Callable[[str, str, int, int, Sequence[Candle]], object] | None = None
+    """Called after each fetch with (symbol, interval, since, limit, candles)."""
+    wait_closed: Callable[[str, int | None], Awaitable[int]] | None = None
+    """Waits until a candle newer than the given one has closed; without it, the wall clock decides."""
+    source: Any = None
+    """The object or class that was added, if one was."""
+
+
+class Callbacks(msgspec.Struct, frozen=True, kw_only=True):
+    """What a strategy is told, sync or async. Most take the Event (or Tick) and are called after it was committed."""
+
+    on_tick: Callable[[Any], Any] | None = None
+    """Every Event and every Tick."""
+    on_open: Callable[[Any], Any] | None = None
+    on_active: Callable[[Any], Any] | None = None
+    """A Tick with an open signal: each candle that changed nothing, the first after a restart included."""
+    on_idle: Callable[[Any], Any] | None = None
+    on_close: Callable[[Any], Any] | None = None
+    on_schedule: Callable[[Any], Any] | None = None
+    on_cancel: Callable[[Any], Any] | None = None
+    on_write: Callable[[str, Any], Any] | None = None
+    """(symbol, Signal or None): the open signal was written, or cleared."""
+    on_partial_profit: Callable[[Any], Any] | None = None
+    on_partial_loss: Callable[[Any], Any] | None = None
+    on_both_hit: Callable[[Any, Candle], Any] | None = None
+    """(Signal, Candle) → ``take_profit`` or ``stop_loss``; asked while ``both_hit`` is ``undecided``."""
+
+
+class StrategySpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Who proposes signals, how often, and under which risk profiles."""
+
+    strategy_name: str
+    interval: str
+    get_signal: Callable[[str, int], Any]
+    """(symbol, close time in epoch ms) → mapping, SignalDto or None; sync or async."""
+    risk_names: tuple[str, ...] = ()
+    callbacks: Callbacks = Callbacks()
+    symbols: tuple[str, ...] = ()
+    """What ``holdfast run`` starts it on."""
+
+    @property
+    def interval_ms(self) -> int:
+        """Length of its slots in milliseconds."""
+        return INTERVALS_MS[self.interval]
+
+
+class FrameSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of history: candles that open from ``start_ms`` to ``end_ms``, both included."""
+
+    frame_name: str
+    interval: str
+    """A strategy is asked no more often than this."""
+    start_ms: int
+    end_ms: int
+
+
+_CALLBACK_NAMES = tuple(field.name for field in msgspec.structs.fields(Callbacks))
+
+
+def checked_name(what: str, value: object) -> str:
+    """Return ``value`` if it can be a name, else raise InvalidInputError."""
+    if not isinstance(value, str) or not value:
+        raise InvalidInputError(f"{what} is {value!r:.80}: must be text of at least one character")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"{what} {value!r:.80} holds a lone surrogate: use valid Unicode text") from error
+    return value
+
+
+def checked_names(what: str, values: Iterable[str]) -> tuple[str, ...]:
+    """Return ``values`` if each can be a name, else raise InvalidInputError."""
+    if isinstance(values, str):
+        raise InvalidInputError(f"{what} is the text {values!r:.80}: use a list of names")
+    return tuple(checked_name(what, value) for value in values)
+
+
+def as_callbacks(
+    strategy_name: str,
+    together: Callbacks | Mapping[str, Callable[..., Any]] | None,
+    single: Mapping[str, Callable[..., Any] | None],
+) -> Callbacks:
+    """Put callbacks given together and one by one into one :class:`Callbacks`."""
+    base = msgspec.structs.asdict(together) if isinstance(together, Callbacks) else dict(together or {})
+    for name, value in {**base, **single}.items():
+        if name not in _CALLBACK_NAMES:
+            raise InvalidInputError(
+                f"strategy {strategy_name!r}: there is no callback {name!r}: use one of {', '.join(_CALLBACK_NAMES)}"
+            )
+        if value is not None and not callable(value):
+            raise InvalidInputError(f"strategy {strategy_name!r}: {name} must be callable, not {value!r:.80}")
+        base[name] = value
+    return Callbacks(**base)
+
+
+def as_validation(risk_name: str, given: Any) -> Validation:
+    """Turn a function, a mapping or an object into a Validation."""
+    if isinstance(given, Validation):
+        return given
+    if isinstance(given, Mapping):
+        given = Validation(validate=given.get("validate"), note=given.get("note") or "")  # type: ignore[arg-type]
+    elif not inspect.isclass(given) and callable(getattr(given, "validate", None)):
+        given = Validation(validate=given.validate, note=getattr(given, "note", "") or "")
+    elif callable(given):
+        given = Validation(validate=given)
+    if not isinstance(given, Validation) or not callable(given.validate):
+        raise InvalidInputError(
+            f"risk profile {risk_name!r}: a validation is a function, or has validate and note, not {given!r:.80}"
+        )
+    return given
+
+
+def as_moment_ms(what: str, value: object) -> int:
+    """Turn epoch milliseconds, ISO text or a datetime into epoch milliseconds."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError as error:
+            raise InvalidInputError(f"{what} is {value!r:.40}: use epoch milliseconds or ISO text") from error
+    if isinstance(value, datetime):
+        aware = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+        return round(aware.timestamp() * 1000)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidInputError(f"{what} is {value!r:.40}: use epoch milliseconds or ISO text")
+    return value
+
+
+def as_async(function: Callable[..., Any]) -> Callable[[str, str, int, int], Awaitable[Any]]:
+    """Return ``function`` if it is async, else an async one that calls it."""
+    if inspect.iscoroutinefunction(function):
+        return function
+
+    async def get_candles(symbol: str, interval: str, since_ms: int, limit: int) -> Any:
+        result = function(symbol, interval, since_ms, limit)
+        return await result if inspect.isawaitable(result) else result
+
+    return get_candles
+
+
+def plain_number(symbol: str, value: float) -> str:
+    """Return ``value`` with at most eight decimals."""
+    text = f"{value:.8f}"
+    return text.rstrip("0").rstrip(".")

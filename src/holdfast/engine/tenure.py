@@ -1,0 +1,111 @@
+"""Tenure: holding a context, and committing under it.
+
+Every commit expects the owner row and the session row as they were last seen here, so that whoever takes
+the context over ends this tenure: the next commit is refused and raises ``FencedError``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import cast
+
+from ..contract import Key
+from ..domains import context_key
+from ..errors import ConflictError, FencedError, UnavailableError
+from ..names import Context
+from ..rows import Owner, Row, SessionRow
+from ..store import Loaded, Store, Writer
+from .lanes import Sleep, commit_surely
+
+_MAX_ADOPTIONS = 20
+
+
+class GuardMovedError(ConflictError):
+    """A slot of a risk profile changed between the check and the commit; nothing was written. Check again."""
+
+
+class Tenure:
+    """The holding of one context by one session.
+
+    Args:
+        store: Where the context lies.
+        writer: The session's lane.
+        context: What is held.
+        owner: The owner row that was written to take it, and its version.
+        session: The session row as it was read or written last; None while there is none.
+        sleep: Takes seconds; a seam for tests.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        writer: Writer,
+        context: Context,
+        owner: Loaded[Owner],
+        session: Loaded[SessionRow] | None,
+        *,
+        sleep: Sleep,
+    ) -> None:
+        self._store, self._writer, self._context, self._sleep = store, writer, context, sleep
+        self._owner_key, self._session_key = context_key("owner", context), context_key("session", context)
+        self._owner, self._session = owner, session
+        self.turn = asyncio.Lock()
+        """One commit at a time: what it expects depends on the one before."""
+
+    async def commit(self, changes: Mapping[Key, Row | None], guards: Mapping[Key, int]) -> int:
+        """Commit under this tenure; the caller holds :attr:`turn`.
+
+        Args:
+            changes: What to write, the session row included where it changes.
+            guards: Version that each guard row had when a risk check was made.
+
+        Raises:
+            FencedError: Another owner has taken over; nothing was written.
+            GuardMovedError: Nothing was written; make the check again.
+            UnavailableError: Nothing was written; try again later.
+
+        Crash: Before the return, all of the changes or none; after it, all.
+        """
+        for _ in range(_MAX_ADOPTIONS):
+            expect = {
+                self._owner_key: self._owner.version,
+                self._session_key: 0 if self._session is None else self._session.version,
+                **guards,
+            }
+            try:
+                number = await commit_surely(self._writer, changes, expect, sleep=self._sleep)
+            except ConflictError as error:
+                await self._look_into(error, guards)
+                continue
+            row = changes.get(self._session_key)
+            if row is not None:
+                self._session = Loaded(cast("SessionRow", row), number)
+            return number
+        raise UnavailableError(f"{self._context}: its owner row changes too often: is it being moved?")
+
+    async def _look_into(self, error: ConflictError, guards: Mapping[Key, int]) -> None:
+        """Find out what a conflict means: taken over, a slot changed, or the same rows under other numbers."""
+        found, damaged = await self._store.salvage(self._owner_key, self._session_key, *guards)
+        owner = cast("Loaded[Owner] | None", found.get(self._owner_key))
+        mine = self._owner.row
+        if owner is None or (owner.row.holder, owner.row.epoch) != (mine.holder, mine.epoch):
+            by = "nobody" if owner is None else f"process {owner.row.pid} on {owner.row.host} (epoch {owner.row.epoch})"
+            raise FencedError(
+                f"{self._context} is owned by {by} now, not by this session (epoch {mine.epoch}): stop trading it",
+                key=self._owner_key,
+            ) from error
+        session = cast("Loaded[SessionRow] | None", found.get(self._session_key))
+        if (session and session.row) != (self._session and self._session.row) or self._session_key in damaged:
+            raise FencedError(
+                f"{self._context}: somebody else wrote its session row: stop trading it, then recover",
+                key=self._session_key,
+            ) from error
+        if any((found[key].version if key in found else 0) != version for key, version in guards.items()):
+            raise GuardMovedError(str(error), keys=error.keys) from error
+        if owner.version == self._owner.version and (session and session.version) == (
+            self._session and self._session.version
+        ):
+            raise UnavailableError(f"{self._context}: the store reports a conflict that cannot be found") from error
+        # Same holder, same epoch, same row, other numbers: re-keyed or moved, say. Go on with those.
+        self._owner, self._session = owner, session
