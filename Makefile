@@ -18,7 +18,10 @@ setup: .venv/ready  ## make .venv with everything the repo needs (quick the seco
 run: .venv/ready  ## the main job: a live paper run, killed again and again, and at every step, ends as if never killed (CANDLES=FILE, KILLS=60, SEED=7)
 	@$(HOLDFAST) torture examples/bot.py --kills $(KILLS) --steps --seed $(SEED) $(if $(CANDLES),--market $(CANDLES))
 
-test: .venv/ready  ## set everything up and run all tests (under 10 minutes)
+servers: .venv/ready  ## get the servers that the tests start on loopback (Valkey, Redis, PostgreSQL)
+	@$(PY) scripts/servers.py install
+
+test: servers  ## set everything up and run all tests (under 10 minutes)
 	@$(PY) -m pytest -n 2 --dist worksteal --durations=8
 
 check: .venv/ready  ## ruff and mypy, strict
@@ -43,4 +46,4 @@ lock: .venv/ready  ## write requirements.lock anew from requirements.in
 	@$(PY) -m pip install --quiet pip-tools
 	@.venv/bin/pip-compile --quiet --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links --strip-extras --no-header -o requirements.lock requirements.in
 
-.PHONY: help setup run test check bench mutants torture docs lock
+.PHONY: help setup run servers test check bench mutants torture docs lock

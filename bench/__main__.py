@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PARTS = ("bench.storage", "bench.engine", "bench.backtest")
+PARTS = ("bench.storage", "bench.engine", "bench.backtest", "bench.sql", "bench.redis")
 
 
 def main() -> int:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from mutants_redis import REDIS
+from mutants_sql import SQL
+
 # ruff: noqa: E501
 
 
@@ -283,7 +286,7 @@ ENGINE = [
     ),
 ]
 
-MUTANTS = STORAGE + ENGINE
+MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL)]
 HANDFUL = (
     "no fdatasync of a commit",
     "the versions are not compared",
