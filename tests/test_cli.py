@@ -178,6 +178,21 @@ async def test_check_passes_a_sound_store_and_fails_on_a_broken_rule(
         assert not json.loads(capsys.readouterr().out)["ok"]
 
 
+async def test_doctor_tells_what_is_promised_beside_a_running_bot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with running(tmp_path):
+        assert await command("doctor", str(tmp_path)) == 0
+        told = capsys.readouterr().out
+        assert "a power cut of the machine" in told
+        assert "read from the medium" in told
+        assert await command("doctor", str(tmp_path), "--json") == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["survives"], told["atomic"], told["shared"]) == ("HOST", True, False)
+    assert await command("doctor", "memory:") == 1
+    assert "warning: memory keeps nothing" in capsys.readouterr().out
+
+
 async def test_quarantined_bytes_are_shown_and_fail_the_check(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

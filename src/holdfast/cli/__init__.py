@@ -1,4 +1,4 @@
-"""The command line: ``holdfast run``, ``show``, ``check`` and ``torture``."""
+"""The command line: ``holdfast run``, ``show``, ``check``, ``doctor`` and ``torture``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _COMMANDS = {
     "run": "run the strategies of a Python file, live",
     "show": "what is stored: contexts, positions, risk slots, events, trades",
     "check": "verify every stored row and every rule; exit code 1 when one is broken",
+    "doctor": "what a store really promises, and which setting to change",
     "torture": "kill a run again and again, and compare with one that was never killed",
 }
 _EPILOG = (
