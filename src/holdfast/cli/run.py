@@ -70,10 +70,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _run_command(options: argparse.Namespace) -> int:
     if options.minutes is not None and options.minutes < 1:
         raise InvalidInputError(f"--minutes is {options.minutes}: at least 1 is needed")
+    if options.store == "":
+        raise InvalidInputError("--store is empty: name a folder, or leave it out for ./dump/data")
+    symbols = [symbol for symbol in options.symbols.split(",") if symbol]
+    if options.symbols and not symbols:
+        raise InvalidInputError(f"--symbols {options.symbols!r:.40} names none: write them as A,B")
     load_bot(options.bot)
     plan = make_plan(
         default_registry,
-        symbols=[symbol for symbol in options.symbols.split(",") if symbol],
+        symbols=symbols,
         strategies=options.strategy,
         exchange=options.exchange,
         market=options.market,
