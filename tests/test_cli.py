@@ -16,13 +16,14 @@ from holdfast.backends.file import FileBackend
 from holdfast.cli import main
 from holdfast.cli.loading import UserFileError, load_bot
 from holdfast.cli.plan import make_plan
-from holdfast.cli.screen import Board, PlainScreen, draw, sentence
+from holdfast.cli.screen import Board, PlainScreen, describe, draw, sentence
+from holdfast.cli.tables import print_table
 from holdfast.contract import Key, Survives
 from holdfast.domains import context_key, event_key, guard_key, ledger_key, risk_key
 from holdfast.engine import registry
-from holdfast.engine.listeners import Tick
+from holdfast.engine.listeners import Failure, Tick
 from holdfast.engine.registry import Registry
-from holdfast.errors import InvalidInputError
+from holdfast.errors import InvalidInputError, UnavailableError
 from holdfast.names import Context
 from holdfast.rows import (
     Event,
@@ -295,6 +296,43 @@ def test_a_mistake_in_a_users_file_is_shown_as_its_own_lines_only(
     registry.reset()
     assert main(["run", str(file)]) == 2
     assert ends in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("run", "bot.py", "--store", ""), "--store is empty"),
+        (("run", "bot.py", "--symbols", ","), "--symbols ',' names none"),
+        (("show", ""), "the store's name is empty"),
+        (("check", ""), "the store's name is empty"),
+        (("show", "--trades", "-1"), "--trades is -1: at least 0"),
+    ],
+)
+def test_an_option_that_says_nothing_is_refused_and_not_replaced(
+    arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith(f"holdfast: {told}")
+
+
+def test_names_cannot_move_the_cursor_of_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    context = Context("ex", "A\x1b[2J\u202eB\nC", "é")
+    print_table("Contexts", ("context",), [[str(context)]], plain=True)
+    PlainScreen(Board([context], "t"), json=False).show(event(context, 1))
+    told = capsys.readouterr().out
+    assert "\x1b" not in told and "\u202e" not in told
+    assert told.count("ex/A\\x1b[2J\\u202eB\\nC/é") == 2
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_strategy_that_fails_is_told_with_its_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "bot.py").write_text("def decide(symbol, when_ms):\n    return 1 / 0\n")
+    module = load_bot(str(tmp_path / "bot.py"))
+    with pytest.raises(ZeroDivisionError) as caught:
+        module.decide("BTCUSDT", T0)
+    told = describe(Failure(where="strategy", error=caught.value, context=BTC))
+    assert told == "strategy, paper/BTC/USDT/my_strategy: ZeroDivisionError: division by zero (bot.py, line 2)"
+    assert describe(Failure(where="live", error=UnavailableError("gone"))) == "live: UnavailableError: gone"
 
 
 def _registry(**symbols: tuple[str, ...]) -> Registry:

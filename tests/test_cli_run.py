@@ -136,6 +136,36 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_never_killed(tmp_path
     assert what_was_decided(tmp_path / "killed") == whole
 
 
+def test_a_bot_started_again_goes_on_where_its_paper_market_was(tmp_path: Path) -> None:
+    def run(store: str, minutes: str) -> subprocess.CompletedProcess[str]:
+        arguments = ("--market", "synthetic:7", "--speed", "wait", "--minutes", minutes, "--store", store)
+        return holdfast("run", BOT, *arguments, folder=tmp_path)
+
+    def trades(store: str) -> list[dict[str, Any]]:
+        done = holdfast("show", store, "--json", "--trades", "100000", folder=tmp_path)
+        return list(json.loads(done.stdout)["trades"])
+
+    first, again, whole = run("parts", "150"), run("parts", "100"), run("whole", "250")
+    assert [done.returncode for done in (first, again, whole)] == [0, 0, 0]
+    assert " from " not in first.stdout.splitlines()[0]
+    assert ", from 2024-01-01 02:" in again.stdout.splitlines()[0]
+    assert again.stdout.splitlines()[1] > first.stdout.splitlines()[-2][:16]  # it goes on, and never back
+    parts = trades("parts")
+    assert len(parts) > 2
+    assert parts == trades("whole")[: len(parts)]
+
+
+def test_candles_that_end_before_what_the_store_has_decided_are_refused(tmp_path: Path) -> None:
+    candles = tmp_path / "BTCUSDT-1m.csv"
+    candles.write_text("".join(f"{1_600_000_020_000 + n * 60_000},1,2,1,1,1\n" for n in range(200)))
+    arguments = ("run", BOT, "--symbols", "BTCUSDT", "--speed", "wait", "--minutes", "60")
+    assert holdfast(*arguments, "--market", "synthetic:7", folder=tmp_path).returncode == 0
+    done = holdfast(*arguments, "--market", str(candles), folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("holdfast: the store has decided up to 2024-01-01 0")
+    assert "give later candles, or another --store" in done.stderr
+
+
 def test_beside_a_running_bot_others_may_look_but_not_run(tmp_path: Path) -> None:
     with started("run", BOT, "--market", "synthetic:7", "--speed", "6000", folder=tmp_path) as bot:
         assert bot.stdout is not None

@@ -591,3 +591,57 @@ def test_background_needs_a_running_loop() -> None:
             "BTCUSDT", strategy_name="my-strategy", exchange_name="binance", registry=bot.registry,
             listeners=bot.listeners,
         )  # fmt: skip
+
+
+# ---------------------------------------------------------------------- user code at the worst moment
+
+
+async def stray_cancellation(*values: Any) -> None:
+    """What a client library does when another of its tasks is cancelled."""
+    gone = asyncio.get_running_loop().create_future()
+    gone.cancel()
+    await gone
+
+
+@pytest.mark.parametrize("place", ["strategy", "validation", "callback", "listener", "get_candles", "wait_closed"])
+async def test_a_cancellation_that_nobody_asked_for_is_a_failure_of_its_place_and_not_the_end(
+    store: Store, place: str
+) -> None:
+    scene = market([*flat(43000, -10, 3), candle(4, 44000), *flat(44000, 5, 8)])
+    calls = 0
+
+    async def first_call_goes_wrong(*values: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await stray_cancellation()
+        return proposal() if calls == 2 else None
+
+    if place in ("get_candles", "wait_closed"):
+        real = getattr(scene, place)
+
+        async def third_call_goes_wrong(*values: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                await stray_cancellation()
+            return await real(*values)
+
+        setattr(scene, place, third_call_goes_wrong)
+    bot = Bot(
+        scene,
+        first_call_goes_wrong if place == "strategy" else {2: proposal()},
+        risk=[stray_cancellation] if place == "validation" else None,
+        callbacks={"on_open": stray_cancellation} if place == "callback" else None,
+    )
+    if place == "listener":
+        bot.listeners.listen("signal", stray_cancellation)
+    rejected: list[Any] = []
+    bot.listeners.listen("risk", rejected.append)
+    events = [event.kind async for event in bot.run(store)]
+    assert events == ([] if place == "validation" else ["opened", "closed"])
+    if place == "validation":
+        assert len(rejected) == 1
+    elif place != "get_candles":  # which is simply asked again
+        assert "CancelledError" in str(bot.errors[0].error)
+    await sound(store)

@@ -79,3 +79,8 @@ def test_unsafe_skips_the_rules_but_not_the_types() -> None:
     assert set_config(unsafe=True, min_takeprofit_distance_percent=0.0).min_takeprofit_distance_percent == 0.0
     with pytest.raises(InvalidInputError, match="int"):
         set_config(unsafe=True, schedule_await_minutes="long")
+
+
+def test_parameters_that_are_no_mapping_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="a mapping of names to values, not 5"):
+        set_config(5)  # type: ignore[arg-type]

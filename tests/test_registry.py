@@ -160,6 +160,30 @@ def test_a_risk_profile_takes_functions_mappings_objects_and_validations(registr
         registry.add_risk(risk_name="bad", validations=[7])
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"validation": nothing, "validations": [nothing]}, "one validation or validations=, not both"),
+        ({"validations": 5}, "validations is a list, not 5"),
+        ({"validations": "limit"}, "validations is a list, not 'limit'"),
+        ({"validations": [Validation(validate=5)]}, "a validation is a function"),  # type: ignore[arg-type]
+        ({"validations": [{"note": "no function"}]}, "a validation is a function"),
+    ],
+)
+def test_a_risk_profile_that_would_check_nothing_is_refused(
+    registry: Registry, given: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=told):
+        registry.add_risk(risk_name="limit", **given)
+    assert registry.list_risks() == []
+
+
+def test_a_decorator_refuses_what_is_no_function(registry: Registry) -> None:
+    decorate: Any = registry.add_risk(risk_name="limit")
+    with pytest.raises(InvalidInputError, match="a validation is a function"):
+        decorate(5)
+
+
 def test_a_name_is_given_once(registry: Registry) -> None:
     strategy(registry)
     registry.add_exchange(exchange_name="x", get_candles=candles)
@@ -199,6 +223,14 @@ def test_an_exchange_without_candles_is_refused(registry: Registry) -> None:
         registry.add_exchange(exchange_name="x", get_candles=candles, format_price="2")  # type: ignore[call-overload]
     with pytest.raises(InvalidInputError, match="exchange_name"):
         registry.add_exchange(get_candles=candles)  # type: ignore[call-overload]
+
+
+def test_an_exchange_class_that_needs_arguments_is_refused_with_the_remedy(registry: Registry) -> None:
+    class Keyed:
+        def __init__(self, key: str) -> None: ...
+
+    with pytest.raises(InvalidInputError, match=r"Keyed\(\) could not be made .*: add an instance of it instead"):
+        registry.add_exchange(Keyed, exchange_name="keyed")
 
 
 def test_what_a_strategy_needs_is_checked_when_it_starts_and_by_validate(registry: Registry) -> None:

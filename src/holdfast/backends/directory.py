@@ -64,7 +64,8 @@ def explain(error: OSError, doing: str) -> str:
         "EROFS": "mount the file system for writing",
         "ENOTDIR": "give the path of a directory",
         "EIO": "check the disk (dmesg, smartctl)",
-    }.get(_code(error), "see the cause")
+        "ENOENT": "name a place where directories can be made",
+    }.get(_code(error), "mend that and try again")
     return f"{doing}: {error.strerror or error}: {remedy}"
 
 

@@ -93,7 +93,10 @@ class Journal:
         try:
             data = self._read_log(Mode.READ)
         except FileNotFoundError as error:
-            raise NotFoundError(f"there is no store at {here.path}: check the path", backend=here.name) from error
+            raise NotFoundError(
+                f"{here.path} has no {META}/{LOG}: nothing was stored there yet, or put that file back from a backup",
+                backend=here.name,
+            ) from error
         found = self._replay(data, witness, copy=False)
         # A frame that another process has written but not yet made durable must not be shown before it is.
         self._disk.fdatasync(self._log)
@@ -164,7 +167,8 @@ class Journal:
                     raise log.Damaged(f"it ends at commit {head} of scope {scope}, but commit {number} was durable")
         except log.NotOurs as error:
             raise CorruptedError(
-                f"{where} cannot be used: {error}; or put the right file back, or move the directory away",
+                f"{where} cannot be used: {error}. Nothing was changed. "
+                "Put the right file back, or move the directory away",
                 backend=here.name,
             ) from None
         except log.Damaged as error:

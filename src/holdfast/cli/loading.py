@@ -74,5 +74,11 @@ def _own_lines(error: BaseException) -> str:
     return "".join(told.format()).rstrip()
 
 
+def own_place(error: BaseException) -> str:
+    """Return the file and line of the user's that raised ``error``, or "" where none did."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    return f"{frames[-1].filename.rpartition('/')[2]}, line {frames[-1].lineno}" if frames else ""
+
+
 def _is_users(filename: str) -> bool:
     return not filename.startswith(("<frozen", *_FOREIGN))

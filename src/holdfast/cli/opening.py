@@ -21,7 +21,9 @@ async def reading(where: str | None) -> AsyncIterator[Store]:
     Raises:
         InvalidInputError: There is no store there.
     """
-    where = where or DEFAULT_STORE
+    where = DEFAULT_STORE if where is None else where
+    if not where:
+        raise InvalidInputError("the store's name is empty: name the folder that the bot writes to")
     path = where.removeprefix("file:")
     if (where != path or ":" not in where) and not (Path(path) / ".holdfast").is_dir():
         raise InvalidInputError(f"there is no store at {path}: name the folder that the bot writes to")

@@ -6,27 +6,30 @@ import argparse
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from ..contract import Backend, Guarantees, Survives
 from ..documents.adapters import current_routes, default_store, use_store
-from ..documents.default import close_stores
+from ..documents.default import close_stores, location
+from ..domains import context_key
 from ..engine.listeners import Failure, Tick, default_listeners
 from ..engine.live import Live
 from ..engine.registry import default_registry
 from ..errors import HoldfastError, InvalidInputError
 from ..market.process import MarketProcess
 from ..market.replay import ReplayMarket
-from ..rows import Event
+from ..names import Context
+from ..rows import Event, SessionRow
 from ..store import Store
 from ..urls import open_backend
 from .exits import OK, exit_code
 from .loading import load_bot
+from .opening import reading
 from .plan import DEFAULT_SPEED, Plan, make_plan
 from .screen import Board, Line, LiveScreen, PlainScreen, describe
-from .tables import fancy
+from .tables import fancy, moment
 
 _REDRAW_SECONDS = 0.25
 
@@ -67,10 +70,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _run_command(options: argparse.Namespace) -> int:
     if options.minutes is not None and options.minutes < 1:
         raise InvalidInputError(f"--minutes is {options.minutes}: at least 1 is needed")
+    if options.store == "":
+        raise InvalidInputError("--store is empty: name a folder, or leave it out for ./dump/data")
+    symbols = [symbol for symbol in options.symbols.split(",") if symbol]
+    if options.symbols and not symbols:
+        raise InvalidInputError(f"--symbols {options.symbols!r:.40} names none: write them as A,B")
     load_bot(options.bot)
     plan = make_plan(
         default_registry,
-        symbols=[symbol for symbol in options.symbols.split(",") if symbol],
+        symbols=symbols,
         strategies=options.strategy,
         exchange=options.exchange,
         market=options.market,
@@ -80,13 +88,34 @@ def _run_command(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         market: ReplayMarket | None = None
         if plan.server:
-            market = ReplayMarket(stack.enter_context(MarketProcess(plan.server)).address)
+            decided_ms = asyncio.run(_decided_ms(options.store, plan.contexts))
+            server = MarketProcess((*plan.server, "--resume", str(decided_ms)))
+            market = ReplayMarket(stack.enter_context(server).address)
+            if decided_ms:
+                plan = plan._replace(market=f"{plan.market}, from {moment(server.info.start_ms)}")
         elif plan.address:
             market = ReplayMarket(plan.address)
         if market is not None:
             default_registry.remove_exchange(plan.exchange_name)
             default_registry.add_exchange(market, exchange_name=plan.exchange_name)
         return asyncio.run(_Run(options, plan, market).until_end())
+
+
+async def _decided_ms(where: str | None, contexts: Sequence[Context]) -> int:
+    """Return the newest candle that the store has decided on for one of ``contexts``; 0 where there is none.
+
+    A paper market of ours goes on there. From its beginning it would show a bot that was started again only what
+    that bot has decided already.
+    """
+    if where == "memory:":
+        return 0
+    keys = [context_key("session", context) for context in contexts]
+    try:
+        async with reading(str(location()) if where is None else where) as store:
+            rows = [loaded.row for loaded in (await store.load(*keys)).values()]
+    except HoldfastError:
+        return 0  # no store yet; or one that cannot be used, and the opening for writing says so better
+    return max((row.last_candle_ms for row in rows if isinstance(row, SessionRow)), default=0)
 
 
 class _Run:

@@ -16,7 +16,8 @@ from ..domains import to_mapping
 from ..engine.listeners import Failure, Tick
 from ..names import Context
 from ..rows import Event, Row, Signal
-from .tables import moment, number, percent
+from .loading import own_place
+from .tables import moment, number, percent, visible
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -151,7 +152,7 @@ def draw(board: Board) -> Group:
     table.add_column("PnL", justify="right", no_wrap=True)
     for context, line in board.lines.items():
         table.add_row(
-            Text(str(context)),
+            Text(visible(str(context))),
             moment(line.at_ms)[5:],
             number(line.price),
             _signal_text(line),
@@ -166,7 +167,9 @@ def draw(board: Board) -> Group:
         colour = _COLOURS.get(event.kind, "white")
         if event.kind == "closed":
             colour = "bold green" if (event.pnl_percent or 0) >= 0 else "bold red"
-        text = Text.assemble((f"{moment(event.at_ms)}  ", "dim"), f"{event.signal.symbol}  ", (sentence(event), colour))
+        text = Text.assemble(
+            (f"{moment(event.at_ms)}  ", "dim"), visible(f"{event.signal.symbol}  "), (visible(sentence(event)), colour)
+        )
         text.no_wrap, text.overflow = True, "ellipsis"
         parts.append(text)
     parts += [Text(failure, "bold red", no_wrap=True, overflow="ellipsis") for failure in board.failures]
@@ -199,7 +202,7 @@ class PlainScreen:
         if self._json:
             self._write(msgspec.json.encode({"event": to_mapping(event)}).decode())
         else:
-            self._write(f"{moment(event.at_ms)}  {event.signal.context}  {sentence(event)}")
+            self._write(visible(f"{moment(event.at_ms)}  {event.signal.context}  {sentence(event)}"))
 
     def fail(self, text: str) -> None:
         """Tell of a failure, on standard error."""
@@ -255,4 +258,5 @@ class LiveScreen:
 def describe(failure: Failure) -> str:
     """Return one line for what went wrong while running."""
     where = f"{failure.where}, {failure.context}" if failure.context else failure.where
-    return f"{where}: {type(failure.error).__name__}: {failure.error}"
+    place = own_place(failure.error)
+    return f"{where}: {type(failure.error).__name__}: {failure.error}" + (f" ({place})" if place else "")

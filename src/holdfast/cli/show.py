@@ -8,6 +8,7 @@ from typing import Any
 
 from ..contract import Key
 from ..domains import context_key, to_mapping
+from ..errors import InvalidInputError
 from ..names import Context, unquote
 from ..rows import (
     Event,
@@ -196,13 +197,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _show(options: argparse.Namespace) -> int:
+    if options.trades < 0:
+        raise InvalidInputError(f"--trades is {options.trades}: at least 0 is needed")
+
     async def read() -> Picture:
         async with reading(options.store) as store:
             return await Picture.of(store)
 
     picture = asyncio.run(read())
     if options.json:
-        print_json(as_json(picture, max(0, options.trades)))
+        print_json(as_json(picture, options.trades))
     else:
-        _print(picture, max(0, options.trades), options.plain)
+        _print(picture, options.trades, options.plain)
     return OK

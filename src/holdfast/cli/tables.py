@@ -23,8 +23,14 @@ def fancy(*, plain: bool = False) -> bool:
     )
 
 
+def visible(text: str) -> str:
+    """Return ``text`` with what a terminal would act on, or not show, as escapes: names and notes are anybody's."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, plain: bool = False) -> None:
     """Print one table; without rows, only that there are none."""
+    rows = [[visible(cell) for cell in row] for row in rows]
     if fancy(plain=plain):
         from rich.console import Console
         from rich.table import Table

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
+from ..cancellation import no_stray_cancellation
 from ..contract import Guarantees, Head, How, Key, KeyPrefix, Op, Record, Survives, WriterOp
 from ..domains import decode, encode
 from ..errors import (
@@ -371,7 +372,10 @@ def _by_entity(keys: Iterable[Key]) -> dict[str, list[Key]]:
 
 
 async def _answer(value: Any) -> Any:
-    return await value if inspect.isawaitable(value) else value
+    if not inspect.isawaitable(value):
+        return value
+    with no_stray_cancellation:
+        return await value
 
 
 def _name(cls: object) -> str:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack
 
+from ..cancellation import no_stray_cancellation
 from ..documents.default import lent_store
 from ..errors import HoldfastError, UnavailableError
 from ..market.clock import WallClock
@@ -255,7 +256,8 @@ class Driver:
     @staticmethod
     async def _tried(waiting: asyncio.Future[int]) -> int:
         try:
-            return await waiting
+            with no_stray_cancellation:
+                return await waiting
         except HoldfastError:
             raise
         except Exception as error:
@@ -284,9 +286,10 @@ class Driver:
         if leave is None:
             return
         try:
-            left = leave(str(self.context))
-            if inspect.isawaitable(left):
-                await left
+            with no_stray_cancellation:
+                left = leave(str(self.context))
+                if inspect.isawaitable(left):
+                    await left
         except Exception as error:  # the market may be gone already, and nothing depends on it
             await self._report("market", error)
 

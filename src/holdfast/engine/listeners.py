@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from ..cancellation import no_stray_cancellation
 from ..errors import InvalidInputError
 from ..names import Context
 from ..rows import Event, Signal
@@ -142,9 +143,10 @@ class _Subscription:
             return
         if self.once:
             self.active = False  # before the call, so that news during it does not come too
-        result = self.listener(value)
-        if inspect.isawaitable(result):
-            await result
+        with no_stray_cancellation:
+            result = self.listener(value)
+            if inspect.isawaitable(result):
+                await result
 
 
 class Listeners:
@@ -252,9 +254,10 @@ class Listeners:
     ) -> None:
         """Call a user's function, sync or async; what it raises is reported, not lost, and stops nothing."""
         try:
-            result = callback(*arguments)
-            if inspect.isawaitable(result):
-                await result
+            with no_stray_cancellation:
+                result = callback(*arguments)
+                if inspect.isawaitable(result):
+                    await result
         except Exception as error:
             name = getattr(callback, "__name__", type(callback).__name__)
             await self.report(Failure(where=f"{where} {name}", error=error, context=context, at_ms=at_ms))

@@ -23,6 +23,7 @@ from .specs import (
     StrategySpec,
     as_async,
     as_callbacks,
+    as_instance,
     as_moment_ms,
     as_validation,
     checked_name,
@@ -112,7 +113,7 @@ class Registry:
         }  # fmt: skip
         if source is None and get_candles is None:
             return lambda later: self.add_exchange(later, exchange_name=exchange_name, **given)
-        made = source() if inspect.isclass(source) else source
+        made = as_instance(source) if inspect.isclass(source) else source
         found: dict[str, Any] = {name: value or getattr(made, name, None) for name, value in given.items()}
         name = exchange_name or getattr(made, "exchange_name", None)
         if callable(source) and not inspect.isclass(source) and found["get_candles"] is None:
@@ -287,7 +288,12 @@ class Registry:
                 return validation
 
             return decorate if validation is None else decorate(validation)
-        listed = [as_validation(risk_name, one) for one in validations]
+        if validation is not None:
+            raise InvalidInputError(f"risk profile {risk_name!r}: give one validation or validations=, not both")
+        several: Any = validations
+        if isinstance(several, str | Mapping) or not isinstance(several, Iterable):
+            raise InvalidInputError(f"risk profile {risk_name!r}: validations is a list, not {several!r:.80}")
+        listed = [as_validation(risk_name, one) for one in several]
         profile = RiskProfile(
             name=checked_name("risk_name", risk_name), validations=tuple(listed),
             on_rejected=on_rejected, on_allowed=on_allowed,
@@ -360,7 +366,8 @@ class Registry:
 
 def _add(table: dict[str, T], what: str, name: str, spec: T) -> None:
     if name in table:
-        raise InvalidInputError(f"there is a {what} {name!r} already: use another name")
+        article = "an" if what[0] in "aeiou" else "a"
+        raise InvalidInputError(f"there is {article} {what} {name!r} already: use another name")
     table[name] = spec
 
 

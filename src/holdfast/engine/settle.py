@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from ..cancellation import no_stray_cancellation
 from ..errors import UnavailableError
 from ..rows import RiskPosition
 from ..rules.params import Params
@@ -86,7 +87,7 @@ class Settler:
 
     def ask_now(self, question: AskStrategy) -> Any:
         """Call the strategy and return what it returned: its reply, or what must be awaited for one."""
-        with at(self._moment(question)):
+        with at(self._moment(question)), no_stray_cancellation:
             return self.strategy.get_signal(question.symbol, question.now_ms)
 
     def failed(self, question: AskStrategy, error: Exception) -> Awaitable[None]:
@@ -120,7 +121,7 @@ class Settler:
         return Moment(self.exchange, self.mode, question.now_ms, self.params, self._sleep)
 
     async def _ask(self, question: AskStrategy, reply: Any) -> Any:
-        with at(self._moment(question)):
+        with at(self._moment(question)), no_stray_cancellation:
             if reply is None:
                 reply = self.strategy.get_signal(question.symbol, question.now_ms)
             if reply is None or not inspect.isawaitable(reply):
@@ -128,7 +129,8 @@ class Settler:
             seconds = self.params.max_signal_generation_seconds
             try:
                 async with asyncio.timeout(seconds) as deadline:
-                    return await reply
+                    with no_stray_cancellation:
+                        return await reply
             except TimeoutError as error:
                 if not deadline.expired():
                     raise  # the strategy's own
@@ -158,9 +160,10 @@ class Settler:
         try:
             if callback is None:
                 raise UnavailableError("there is no on_both_hit to ask")
-            reply = callback(question.signal, question.candle)
-            if inspect.isawaitable(reply):
-                reply = await reply
+            with no_stray_cancellation:
+                reply = callback(question.signal, question.candle)
+                if inspect.isawaitable(reply):
+                    reply = await reply
             if reply in ("take_profit", "stop_loss"):
                 return str(reply)
             raise UnavailableError(f"on_both_hit must return 'take_profit' or 'stop_loss', not {reply!r:.80}")

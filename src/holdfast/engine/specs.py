@@ -120,8 +120,8 @@ def as_callbacks(
 def as_validation(risk_name: str, given: Any) -> Validation:
     """Turn a function, a mapping or an object into a Validation."""
     if isinstance(given, Validation):
-        return given
-    if isinstance(given, Mapping):
+        pass
+    elif isinstance(given, Mapping):
         given = Validation(validate=given.get("validate"), note=given.get("note") or "")  # type: ignore[arg-type]
     elif not inspect.isclass(given) and callable(getattr(given, "validate", None)):
         given = Validation(validate=given.validate, note=getattr(given, "note", "") or "")
@@ -147,6 +147,16 @@ def as_moment_ms(what: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InvalidInputError(f"{what} is {value!r:.40}: use epoch milliseconds or ISO text")
     return value
+
+
+def as_instance(cls: type) -> object:
+    """Make one of ``cls`` without arguments."""
+    try:
+        return cls()
+    except Exception as error:
+        raise InvalidInputError(
+            f"{cls.__name__}() could not be made without arguments ({error}): add an instance of it instead"
+        ) from error
 
 
 def as_async(function: Callable[..., Any]) -> Callable[[str, str, int, int], Awaitable[Any]]:

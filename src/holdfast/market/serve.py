@@ -151,6 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument("--wait", type=int, metavar="N", help="advance when N participants wait for the next candle")
     parser.add_argument("--listen", default="127.0.0.1:0", metavar="ADDRESS", help="host:port or unix:/path")
     parser.add_argument("--start", default="", metavar="TIME", help="first present minute: epoch ms or ISO, UTC")
+    parser.add_argument(
+        "--resume", type=int, default=0, metavar="MS", help="go on at this minute, where it is later than the first"
+    )
     parser.add_argument("--minutes", type=int, metavar="N", help="how long the market goes on")
     parser.add_argument("--linger", action="store_true", help="go on after standard input is closed")
     return parser
@@ -175,6 +178,10 @@ def moment_ms(text: str) -> int:
     return ms
 
 
+def _iso(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+
+
 def build_market(
     *,
     synthetic: int | None = None,
@@ -183,9 +190,14 @@ def build_market(
     speed: float | None = None,
     wait: int | None = None,
     start: str = "",
+    resume_ms: int = 0,
     minutes: int | None = None,
 ) -> tuple[LocalMarket, Info]:
     """Make the market that the server's options describe.
+
+    Args:
+        resume_ms: The first present minute, where it is later than ``start``. The candles are those of the market
+            that began at ``start``, so that one which was left goes on, and is not another.
 
     Raises:
         InvalidInputError: An option or a file is bad.
@@ -194,11 +206,12 @@ def build_market(
         raise InvalidInputError(f"--minutes is {minutes}: at least 1 is needed")
     history: History
     if synthetic is not None:
-        begin_ms = moment_ms(start) if start else DEFAULT_START_MS
-        length = 7 * 1440 if minutes is None else minutes
+        first_ms = moment_ms(start) if start else DEFAULT_START_MS
+        begin_ms = max(first_ms, resume_ms - resume_ms % MINUTE_MS)
+        length = (begin_ms - first_ms) // MINUTE_MS + (7 * 1440 if minutes is None else minutes)
         names = {"symbols": symbols} if symbols else {}
         history = SyntheticMarket(
-            synthetic, start_ms=begin_ms - HISTORY_MINUTES * MINUTE_MS, minutes=HISTORY_MINUTES + length + 1, **names
+            synthetic, start_ms=first_ms - HISTORY_MINUTES * MINUTE_MS, minutes=HISTORY_MINUTES + length + 1, **names
         )
         end_ms = history.last_ms
     else:
@@ -209,6 +222,12 @@ def build_market(
             raise InvalidInputError(
                 f"--start {start} is outside the candles, which go from {history.first_ms} to {history.last_ms}"
             )
+        if resume_ms > history.last_ms:
+            raise InvalidInputError(
+                f"the store has decided up to {_iso(resume_ms)}, and these candles end at {_iso(history.last_ms)}: "
+                "give later candles, or another --store"
+            )
+        begin_ms = max(begin_ms, resume_ms - resume_ms % MINUTE_MS)
         end_ms = history.last_ms if minutes is None else min(history.last_ms, begin_ms + minutes * MINUTE_MS)
     pace: Pace
     if wait is not None:
@@ -267,6 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             speed=options.speed,
             wait=options.wait,
             start=options.start,
+            resume_ms=options.resume,
             minutes=options.minutes,
         )
         asyncio.run(_serve(MarketServer(market, info), options.listen, options.linger))

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..cancellation import no_stray_cancellation
 from ..errors import HoldfastError, InvalidInputError, UnavailableError
 from .params import Params
 
@@ -243,7 +244,8 @@ async def fetch_candles(
     attempts = max(1, params.get_candles_retry_count)
     for attempt in range(attempts):
         try:
-            got = await get_candles(symbol, interval, since_ms, limit)
+            with no_stray_cancellation:
+                got = await get_candles(symbol, interval, since_ms, limit)
             batch = [candle if type(candle) is Candle else to_candle(candle) for candle in got]
             if until_ms is not None:
                 batch = [candle for candle in batch if candle[0] + length_ms <= until_ms]
@@ -260,7 +262,8 @@ async def fetch_candles(
     batch = batch[:limit]
     if on_candle_data is not None:
         try:
-            on_candle_data(symbol, interval, since_ms, limit, batch)
+            with no_stray_cancellation:
+                on_candle_data(symbol, interval, since_ms, limit, batch)
         except Exception as error:  # an onlooker must not cost the bot its candles
             _log.error("on_candle_data raised %r for %s %s", error, symbol, interval, exc_info=error)
     return batch

@@ -123,6 +123,8 @@ def set_config(partial: Mapping[str, Any] | None = None, *, unsafe: bool = False
         InvalidInputError: An unknown name, a wrong type, or the merged whole breaks a rule.
     """
     global _current
+    if partial is not None and not isinstance(partial, Mapping):
+        raise InvalidInputError(f"parameters come as a mapping of names to values, not {partial!r:.80}")
     values = msgspec.structs.asdict(_current)
     for given, value in {**(partial or {}), **changes}.items():
         name = given.removeprefix("CC_").lower() if given.startswith("CC_") else given

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from ..cancellation import no_stray_cancellation
 from ..rows import RiskPosition, Signal
 from .signals import AskRisk
 
@@ -87,9 +88,10 @@ async def check(profile: RiskProfile, payload: RiskPayload) -> str | None:
     """
     for validation in profile.validations:
         try:
-            verdict = validation.validate(payload)
-            if inspect.isawaitable(verdict):
-                verdict = await verdict
+            with no_stray_cancellation:
+                verdict = validation.validate(payload)
+                if inspect.isawaitable(verdict):
+                    verdict = await verdict
         except Exception:  # raising is how a validation says no
             verdict = False
         if verdict is False:
