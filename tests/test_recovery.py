@@ -366,3 +366,17 @@ async def test_a_check_asks_a_class_that_cannot_list_what_it_holds(at: int) -> N
     store = await world.boot()
     assert [found.rule for found in await check_store(store)] == ["signal-without-slot"] * at
     await store.close()
+
+
+async def test_no_event_number_is_used_twice_when_the_session_row_is_lost() -> None:
+    store = await World().boot()
+    bot = Bot(FakeMarket({"BTCUSDT": flat(43000, -10, 0)}), {1: proposal()})
+    session = await session_of(bot, store)
+    (opened,) = await stepped(session, candle(0, 43000))
+    await session.close()
+    await store.quarantine(KEYS["session"], "rotten")
+    again = await session_of(bot, store)
+    (closed,) = await stepped(again, candle(1, 43000, high=44000))
+    assert closed.kind == "closed" and closed.number > opened.number + 22
+    await again.close()
+    await store.close()

@@ -18,6 +18,9 @@ from ..rows import Event, Levels, PartialLevels, RiskPosition, Row, ScheduledSig
 from ..rules.candles import MINUTE_MS
 from ..rules.signals import MAX_CLOSED_IDS, State
 
+LOST_NUMBERS = 1_000_000
+"""How many event numbers are skipped when it cannot be known which were used."""
+
 
 class Repair(NamedTuple):
     """One thing that reconciling mended."""
@@ -42,6 +45,8 @@ class Found(NamedTuple):
     """Own slots, and those of others that are past their lifetime and have no signal."""
     signal_stopped: bool
     """The signal row is in quarantine: its slots and levels are kept for it."""
+    session_lost: bool = False
+    """The session row is in quarantine: how many events there were is not known."""
 
 
 class Plan(NamedTuple):
@@ -160,7 +165,11 @@ class _Reconciling:
     def _last_event(self) -> int:
         numbers = [event.number for event in self.found.events]
         numbers += [int(trade.event_id.rpartition("#")[2]) for trade in self.found.trades]
-        return max([self.found.session.last_event if self.found.session else 0, *numbers])
+        known = max([self.found.session.last_event if self.found.session else 0, *numbers])
+        if self.found.session_lost and not self.found.events:
+            # An id told twice for different events would make a consumer drop the news of an exit: leave a hole.
+            return known + LOST_NUMBERS
+        return known
 
     def _last_candle_ms(self, signal: Signal | None, scheduled: ScheduledSignal | None) -> int:
         known = [self.found.session.last_candle_ms if self.found.session else 0]

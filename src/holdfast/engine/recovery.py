@@ -77,6 +77,8 @@ class Recovered(NamedTuple):
     session: Loaded[SessionRow] | None
     events: tuple[Event, ...]
     report: RecoveryReport
+    ignored_version: int
+    """Version of a schedule row that is there but does not wait; 0 for none."""
 
 
 def stopped_reasons(store: Store, context: Context) -> tuple[str, ...]:
@@ -169,7 +171,10 @@ async def recover(
             stopped=stopped_reasons(store, context),
         )
         loaded = None if session is None else Loaded(session, session_version)
-        return Recovered(plan.state, plan.risk_names, owner, loaded, found.events, report)
+        schedule_key = context_key("schedule", context)
+        stands = plan.state.scheduled is None and schedule_key not in plan.changes
+        ignored_version = versions.get(schedule_key, 0) if stands else 0
+        return Recovered(plan.state, plan.risk_names, owner, loaded, found.events, report, ignored_version)
     raise UnavailableError(f"{context}: its risk profiles change too often to be reconciled: start it again")
 
 
@@ -230,6 +235,7 @@ async def _load(
             trades=tuple(loaded.row for loaded in trades.values()),
             slots=slots,
             signal_stopped=store.is_stopped(keys["signal"]) and rows["signal"] is None,
+            session_lost=store.is_stopped(keys["session"]) and session is None,
         ),
         versions,
     )
