@@ -13,7 +13,7 @@ from test_invariants import event
 
 from holdfast.backends.memory import MemoryBackend
 from holdfast.contract import Key, Op
-from holdfast.domains import context_key, event_key, guard_key, ledger_key, risk_key, to_mapping
+from holdfast.domains import context_key, event_key, guard_key, ledger_key, risk_key, risk_slot_key, to_mapping
 from holdfast.engine.outbox import trade_of
 from holdfast.engine.reconcile import session_row, slot_of
 from holdfast.engine.recovery import RecoveryReport
@@ -30,6 +30,7 @@ WAITING = signal_row(at_minute=-5, scheduled=True, opened=42500, signal_id="wait
 DONE = signal_row(at_minute=-50, signal_id="done")
 KEYS = {domain: context_key(domain, CONTEXT) for domain in ("signal", "schedule", "partial", "session", "owner")}
 SLOT = risk_key("limit", CONTEXT)
+NAMELESS = risk_slot_key("limit", "BTCUSDT", "my-strategy", None)
 Rows = Mapping[Key, Row]
 
 
@@ -63,6 +64,16 @@ LEFTOVERS: dict[str, tuple[Rows, set[str], set[Key]]] = {
         {KEYS["signal"]: SIGNAL},
         {"slot-restored", "session-made"},
         {KEYS["signal"], SLOT, KEYS["session"], guard_key("limit")},
+    ),
+    "a slot as the documents write it, without an exchange": (
+        {KEYS["signal"]: SIGNAL, NAMELESS: slot_of(SIGNAL), KEYS["session"]: holding()},
+        {"slot-adopted", "slot-restored"},
+        {KEYS["signal"], SLOT, KEYS["session"], guard_key("limit")},
+    ),
+    "a slot without an exchange, beside its own": (
+        {KEYS["signal"]: SIGNAL, SLOT: slot_of(SIGNAL), NAMELESS: slot_of(SIGNAL), KEYS["session"]: holding()},
+        set(),
+        {KEYS["signal"], SLOT, NAMELESS, KEYS["session"]},
     ),
     "W4: activated, and still scheduled": (
         {KEYS["signal"]: msgspec.structs.replace(SIGNAL, id="waits"), KEYS["schedule"]: WAITING, SLOT: slot_of(SIGNAL),

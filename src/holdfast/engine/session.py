@@ -376,9 +376,9 @@ class Session:
         expect = {key: 0 if loaded is None else loaded.version for key, loaded in checked.items()}
         await self._send(rows, expect | vacancies(self.context, before, after, self._ignored_version))
         self.state, self._held = after, held
+        self.outbox.add(transition.events)
         if after.scheduled is not None:
             self._ignored_version = 0
-        self.outbox.add(transition.events)
 
     async def _send(self, rows: dict[Key, Row | None], guards: Mapping[Key, int]) -> None:
         """Commit rows, and with them the deletion of delivered events and the outages not yet on record."""
