@@ -276,6 +276,13 @@ async def test_candles_that_cannot_be_true_are_not_used(store: Store) -> None:
     assert "far under" in str(bot.errors[0].error)
 
 
+async def test_a_candle_that_is_absurd_throughout_hits_no_stop_though_it_is_fetched_alone(store: Store) -> None:
+    await put(store, {context_key("signal", CONTEXT): signal_row(at_minute=-5)})
+    bot = Bot(market([*flat(43000, -20, 1), candle(2, 1.0)]))
+    assert await bot.live(store) == []
+    assert "far under" in str(bot.errors[0].error)
+
+
 async def test_a_store_that_is_away_at_the_start_is_tried_again(store: Store) -> None:
     backend: Any = store.home.backend
     commit, failures = backend.commit, [UnavailableError("full"), UnavailableError("full")]

@@ -227,7 +227,7 @@ class Driver:
         limit = min(MAX_FETCH_CANDLES, max(1, (newest_ms - since_ms) // MINUTE_MS + 1))
         batch = await fetch_candles(
             self._exchange.get_candles, self.context.symbol, "1m", since_ms=max(0, since_ms), limit=limit,
-            until_ms=newest_ms + MINUTE_MS, params=self._params, sleep=self._sleep,
+            until_ms=newest_ms + MINUTE_MS, known=session.window.candles, params=self._params, sleep=self._sleep,
             on_candle_data=self._exchange.on_candle_data,
         )  # fmt: skip
         self._more = (
