@@ -181,19 +181,19 @@ ENGINE = [
     Mutant(
         "memory is changed before the commit",
         "session.py",
-        "        await self._send(rows, {key: 0 if loaded is None else loaded.version for key, loaded in checked.items()})\n"
+        "        await self._send(rows, expect | vacancies(self.context, before, after, self._ignored_version))\n"
         "        self.state, self._held = after, held\n",
         "        self.state, self._held = after, held\n"
-        "        await self._send(rows, {key: 0 if loaded is None else loaded.version for key, loaded in checked.items()})\n",
+        "        await self._send(rows, expect | vacancies(self.context, before, after, self._ignored_version))\n",
         _ENGINE,
     ),
     Mutant(
         "events are told before the commit",
         "session.py",
-        "        await self._send(rows, {key: 0 if loaded is None else loaded.version for key, loaded in checked.items()})\n"
+        "        await self._send(rows, expect | vacancies(self.context, before, after, self._ignored_version))\n"
         "        self.state, self._held = after, held\n        self.outbox.add(transition.events)\n",
         "        self.outbox.add(transition.events)\n        await self.outbox.tell_next()\n"
-        "        await self._send(rows, {key: 0 if loaded is None else loaded.version for key, loaded in checked.items()})\n"
+        "        await self._send(rows, expect | vacancies(self.context, before, after, self._ignored_version))\n"
         "        self.state, self._held = after, held\n",
         _ENGINE,
     ),

@@ -140,6 +140,14 @@ async def test_a_row_without_an_exchange_lies_under_the_documents_own_name() -> 
     assert await (await default_store()).keys(KeyPrefix("signal", "BTCUSDT_my-strategy"))
 
 
+@pytest.mark.parametrize("empty", ["", None])
+async def test_an_exchange_that_is_empty_in_the_row_is_the_one_that_was_named(empty: str | None) -> None:
+    plain = {**signal(), "exchangeName": empty}
+    await PersistSignalAdapter.write_signal_data(plain, "BTCUSDT", "my-strategy", "binance")
+    row = await PersistSignalAdapter.read_signal_data("BTCUSDT", "my-strategy")
+    assert row is not None and row.exchange_name == "binance"
+
+
 async def test_very_long_names_find_their_exchange_too() -> None:
     long = "s" * 300
     await PersistSignalAdapter.write_signal_data(signal(strategyName=long), "BTCUSDT", long)

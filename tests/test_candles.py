@@ -121,6 +121,13 @@ def test_the_reference_of_a_small_batch_is_the_mean_so_one_wild_price_moves_it()
     check_candles([*flat(range(4), 1.0), at(4, 10_000.0)], PARAMS)  # the median of five is 1
 
 
+def test_one_candle_that_is_absurd_throughout_shows_beside_those_before_it() -> None:
+    absurd = at(9, 0.01)
+    check_candles([absurd], PARAMS)
+    with pytest.raises(CandleError, match="far under"):
+        check_candles([absurd], PARAMS, flat(range(4), 43_000.0))
+
+
 def test_true_batches_and_empty_ones_pass() -> None:
     check_candles([], PARAMS)
     check_candles(flat(range(100)), PARAMS)

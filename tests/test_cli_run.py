@@ -166,6 +166,23 @@ def test_candles_that_end_before_what_the_store_has_decided_are_refused(tmp_path
     assert "give later candles, or another --store" in done.stderr
 
 
+def test_a_disk_that_stays_full_is_said_once_for_each_context_and_by_the_exit_code(tmp_path: Path) -> None:
+    arguments = ("run", BOT, "--market", "synthetic:7", "--speed", "wait", "--minutes", "300")
+    limited = ["bash", "-c", 'ulimit -f 32 && exec "$@"', "bash", *command(*arguments)]
+    done = subprocess.run(
+        limited, cwd=tmp_path, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=LIMIT_SECONDS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    told = [line for line in done.stderr.splitlines() if line.startswith("holdfast: store, replay/")]
+    assert told
+    assert all("nothing was written" in line and "raise the file size limit" in line for line in told)
+    first = [line for line in told if not line.endswith(" more times)")]
+    assert len(first) == len(set(first)) <= 4
+    assert holdfast("check", folder=tmp_path).returncode == 0
+    assert holdfast(*arguments, folder=tmp_path).returncode == 0, "with space again, the next run goes on"
+
+
 def test_beside_a_running_bot_others_may_look_but_not_run(tmp_path: Path) -> None:
     with started("run", BOT, "--market", "synthetic:7", "--speed", "6000", folder=tmp_path) as bot:
         assert bot.stdout is not None

@@ -276,6 +276,13 @@ async def test_candles_that_cannot_be_true_are_not_used(store: Store) -> None:
     assert "far under" in str(bot.errors[0].error)
 
 
+async def test_a_candle_that_is_absurd_throughout_hits_no_stop_though_it_is_fetched_alone(store: Store) -> None:
+    await put(store, {context_key("signal", CONTEXT): signal_row(at_minute=-5)})
+    bot = Bot(market([*flat(43000, -20, 1), candle(2, 1.0)]))
+    assert await bot.live(store) == []
+    assert "far under" in str(bot.errors[0].error)
+
+
 async def test_a_store_that_is_away_at_the_start_is_tried_again(store: Store) -> None:
     backend: Any = store.home.backend
     commit, failures = backend.commit, [UnavailableError("full"), UnavailableError("full")]
@@ -645,3 +652,94 @@ async def test_a_cancellation_that_nobody_asked_for_is_a_failure_of_its_place_an
     elif place != "get_candles":  # which is simply asked again
         assert "CancelledError" in str(bot.errors[0].error)
     await sound(store)
+
+
+async def test_what_a_strategy_thinks_of_after_the_stop_does_not_open(store: Store) -> None:
+    thinking, answered = asyncio.Event(), asyncio.Event()
+
+    async def slow(symbol: str, when_ms: int) -> Any:
+        thinking.set()
+        await answered.wait()
+        return proposal()
+
+    run = Bot(market(flat(43000, -20, 5)), slow).run(store)
+    running = asyncio.ensure_future(anext(run, None))
+    await thinking.wait()
+    run.stop()
+    answered.set()
+    assert await running is None
+    assert await store.scan("signal") == {}
+    assert (minute_ms(0), minute_ms(0)) in [(one.from_ms, one.to_ms) for one in await recorded(store)]
+
+
+async def recorded(store: Store) -> list[Outage]:
+    return [cast(Outage, loaded.row) for loaded in (await store.scan("outage")).values()]
+
+
+async def test_a_stop_while_the_store_is_away_at_the_start_still_watches_a_stored_position(store: Store) -> None:
+    await put(store, {context_key("signal", CONTEXT): signal_row(at_minute=-5)})
+    bot = Bot(market([*flat(43000, -20, 2), candle(3, 43000, high=44000), *flat(43000, 4, 9)]))
+    run = bot.run(store)
+    backend: Any = store.home.backend
+    commit, failures = backend.commit, [UnavailableError("full"), UnavailableError("full")]
+
+    async def away(*arguments: Any, **named: Any) -> int:
+        if failures:
+            run.stop()
+            raise failures.pop()
+        return int(await commit(*arguments, **named))
+
+    backend.commit = away
+    assert [event.kind async for event in run] == ["closed"]
+
+
+async def test_a_background_run_that_is_aborted_before_it_began_is_over(store: Store) -> None:
+    bot = Bot(market(flat(43000, -20, 1)), {1: proposal()}, risk=[lambda payload: True])
+    cancel = Live.background(
+        "BTCUSDT", strategy_name="my-strategy", exchange_name="binance", store=store, registry=bot.registry,
+        listeners=bot.listeners, sleep=no_sleep,
+    )  # fmt: skip
+    await cancel.abort()
+    assert [run.status for run in Live.list()] == ["fulfilled"]
+    assert [event.kind for event in await bot.live(store)] == ["opened"]
+
+
+async def test_a_minute_at_which_the_strategy_failed_is_on_record_as_one_outage(store: Store) -> None:
+    def unsure(symbol: str, when_ms: int) -> Any:
+        minute = (when_ms - minute_ms(0)) // MINUTE_MS
+        if minute in (3, 4, 7):
+            raise ConnectionError("no candles of the other symbol")
+        return proposal() if minute == 9 else None
+
+    bot = Bot(market(flat(43000, -20, 9)), unsure)
+    assert [event.kind for event in await bot.live(store)] == ["opened"]
+    found = [(one.from_ms, one.to_ms) for one in await recorded(store) if one.from_ms]
+    assert found == [(minute_ms(2), minute_ms(3)), (minute_ms(6), minute_ms(6))]
+
+
+async def test_a_halt_longer_than_one_request_reaches_does_not_end_the_watching(store: Store) -> None:
+    class Ranged(FakeMarket):
+        """Answers for the span from ``since`` on that ``limit`` candles would fill, as several exchanges do."""
+
+        async def get_candles(self, symbol: str, interval: str, since_ms: int, limit: int) -> list[Candle]:
+            found = await super().get_candles(symbol, interval, since_ms, limit)
+            return [one for one in found if one[0] < since_ms + limit * MINUTE_MS]
+
+    scene = Ranged({"BTCUSDT": [*flat(43000, -10, 3), *flat(43000, 2500, 2502), candle(2503, 44000)]}, start=2502)
+    await put(store, {context_key("signal", CONTEXT): signal_row(at_minute=1, minutes=10_000)})
+    assert [event.kind for event in await Bot(scene).live(store)] == ["closed"]
+
+
+async def test_a_row_that_comes_with_a_release_is_watched_by_the_run_that_waited_for_it(store: Store) -> None:
+    key = context_key("signal", CONTEXT)
+    await put(store, {key: signal_row(exchange="bybit")})
+    scene = market(flat(43000, -20, 1), hold=True)
+    bot = Bot(scene, lambda symbol, when_ms: proposal())
+    running = asyncio.ensure_future(anext(bot.run(store)))
+    await scene.waiting.wait()
+    release, expect = await store.release_changes(key)
+    await store.writer("hand").commit({**release, key: signal_row(signal_id="by hand")}, expect)
+    store.released(key)
+    scene.go_on([candle(2, 43000), candle(3, 43000, high=44000), candle(4, 43000)])
+    closed = await running
+    assert (closed.kind, closed.signal.id) == ("closed", "by hand")

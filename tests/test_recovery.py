@@ -13,7 +13,7 @@ from test_invariants import event
 
 from holdfast.backends.memory import MemoryBackend
 from holdfast.contract import Key, Op
-from holdfast.domains import context_key, event_key, guard_key, ledger_key, risk_key, to_mapping
+from holdfast.domains import context_key, event_key, guard_key, ledger_key, risk_key, risk_slot_key, to_mapping
 from holdfast.engine.outbox import trade_of
 from holdfast.engine.reconcile import session_row, slot_of
 from holdfast.engine.recovery import RecoveryReport
@@ -30,6 +30,7 @@ WAITING = signal_row(at_minute=-5, scheduled=True, opened=42500, signal_id="wait
 DONE = signal_row(at_minute=-50, signal_id="done")
 KEYS = {domain: context_key(domain, CONTEXT) for domain in ("signal", "schedule", "partial", "session", "owner")}
 SLOT = risk_key("limit", CONTEXT)
+NAMELESS = risk_slot_key("limit", "BTCUSDT", "my-strategy", None)
 Rows = Mapping[Key, Row]
 
 
@@ -63,6 +64,16 @@ LEFTOVERS: dict[str, tuple[Rows, set[str], set[Key]]] = {
         {KEYS["signal"]: SIGNAL},
         {"slot-restored", "session-made"},
         {KEYS["signal"], SLOT, KEYS["session"], guard_key("limit")},
+    ),
+    "a slot as the documents write it, without an exchange": (
+        {KEYS["signal"]: SIGNAL, NAMELESS: slot_of(SIGNAL), KEYS["session"]: holding()},
+        {"slot-adopted", "slot-restored"},
+        {KEYS["signal"], SLOT, KEYS["session"], guard_key("limit")},
+    ),
+    "a slot without an exchange, beside its own": (
+        {KEYS["signal"]: SIGNAL, SLOT: slot_of(SIGNAL), NAMELESS: slot_of(SIGNAL), KEYS["session"]: holding()},
+        set(),
+        {KEYS["signal"], SLOT, NAMELESS, KEYS["session"]},
     ),
     "W4: activated, and still scheduled": (
         {KEYS["signal"]: msgspec.structs.replace(SIGNAL, id="waits"), KEYS["schedule"]: WAITING, SLOT: slot_of(SIGNAL),
@@ -365,4 +376,18 @@ async def test_a_check_asks_a_class_that_cannot_list_what_it_holds(at: int) -> N
         world.shelf = {place: value for place, value in world.shelf.items() if "risk" not in place[0]}
     store = await world.boot()
     assert [found.rule for found in await check_store(store)] == ["signal-without-slot"] * at
+    await store.close()
+
+
+async def test_no_event_number_is_used_twice_when_the_session_row_is_lost() -> None:
+    store = await World().boot()
+    bot = Bot(FakeMarket({"BTCUSDT": flat(43000, -10, 0)}), {1: proposal()})
+    session = await session_of(bot, store)
+    (opened,) = await stepped(session, candle(0, 43000))
+    await session.close()
+    await store.quarantine(KEYS["session"], "rotten")
+    again = await session_of(bot, store)
+    (closed,) = await stepped(again, candle(1, 43000, high=44000))
+    assert closed.kind == "closed" and closed.number > opened.number + 22
+    await again.close()
     await store.close()

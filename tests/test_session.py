@@ -34,7 +34,7 @@ from holdfast.engine.reconcile import session_row, slot_of
 from holdfast.engine.session import Session
 from holdfast.errors import FailedError, FencedError, UnavailableError, UnknownOutcomeError
 from holdfast.names import Context
-from holdfast.rows import Event, Guard, Outage, Owner, RiskPosition, SessionRow
+from holdfast.rows import Event, Guard, Levels, Outage, Owner, PartialLevels, RiskPosition, SessionRow
 from holdfast.rules.params import Params
 from holdfast.rules.signals import State
 from holdfast.store import Store
@@ -505,4 +505,49 @@ async def test_a_slot_in_the_store_is_the_one_of_the_open_signal(store: Store) -
     loaded = await store.get(risk_key("limit", CONTEXT))
     assert loaded is not None and isinstance(loaded.row, RiskPosition)
     assert (loaded.row.signal_id, loaded.row.open_timestamp) == ("mine", events[0].at_ms)
+    await session.close()
+
+
+async def test_a_position_that_a_hand_put_there_is_never_overwritten(store: Store) -> None:
+    session = await session_of(bot({2: proposal()}), store)
+    await stepped(session, candle(0, 43000))
+    by_hand = signal_row(signal_id="by hand")
+    await put(store, {context_key("signal", CONTEXT): by_hand})
+    with pytest.raises(FencedError, match="recover"):
+        await stepped(session, candle(1, 43000))
+    found = await store.get(context_key("signal", CONTEXT))
+    assert found is not None and found.row == by_hand
+    await session.close()
+
+
+async def test_a_row_that_does_not_wait_keeps_nothing_from_being_scheduled(store: Store) -> None:
+    odd = msgspec.structs.replace(signal_row(scheduled=True), is_scheduled=False)
+    await put(store, {context_key("schedule", CONTEXT): odd})
+    session = await session_of(bot({1: proposal(priceOpen=42500), 3: proposal(priceOpen=42500, id="next")}), store)
+    await session.begin(minute_ms(0))
+    told = await stepped(session, candle(0, 43000))
+    assert [one.kind for one in told] == ["scheduled"]
+    await session.stop_scheduled()
+    told = await stepped(session, candle(1, 43000), candle(2, 43000))
+    assert [one.kind for one in told] == ["cancelled", "scheduled"]
+    await session.close()
+
+
+async def test_recovering_again_lets_a_deletion_in_the_background_finish_first(store: Store) -> None:
+    session = await session_of(bot({1: proposal()}), store)
+    await stepped(session, candle(0, 43000))
+    session._start_flush()
+    await session.recover()
+    assert await stepped(session, candle(1, 43000)) == []
+    assert session._broken is None and await store.scan("outbox") == {}
+    await session.close()
+
+
+async def test_levels_that_were_written_in_any_order_cost_no_commit_each_minute(store: Store) -> None:
+    levels = PartialLevels(levels={"stored-1": Levels(profit_levels=(30, 20, 10))})
+    await put(
+        store, {context_key("signal", CONTEXT): signal_row(at_minute=-5), context_key("partial", CONTEXT): levels}
+    )
+    session = await session_of(bot(), store)
+    assert [session.step(one) for one in flat(43350, 0, 8)] == [None] * 9
     await session.close()

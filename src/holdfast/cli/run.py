@@ -6,11 +6,11 @@ import argparse
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
-from ..contract import Backend, Guarantees, Survives
+from ..contract import Backend, Guarantees, Key, Survives
 from ..documents.adapters import current_routes, default_store, use_store
 from ..documents.default import close_stores, location
 from ..domains import context_key
@@ -21,10 +21,10 @@ from ..errors import HoldfastError, InvalidInputError
 from ..market.process import MarketProcess
 from ..market.replay import ReplayMarket
 from ..names import Context
-from ..rows import Event, SessionRow
+from ..rows import Event, Row, SessionRow
 from ..store import Store
 from ..urls import open_backend
-from .exits import OK, exit_code
+from .exits import OK, UNAVAILABLE, exit_code
 from .loading import load_bot
 from .opening import reading
 from .plan import DEFAULT_SPEED, Plan, make_plan
@@ -156,9 +156,17 @@ class _Run:
             if isinstance(news, Event):
                 screen.show(news)
 
+        failing: set[Context | None] = set()
+
         def failed(failure: Failure) -> None:
+            if failure.where == "store":
+                failing.add(failure.context)
             screen.fail(describe(failure))
 
+        def stored(scope: str, number: int, changes: Mapping[Key, Row | None]) -> None:
+            failing.clear()
+
+        store.observers.append(stored)
         unsubscribe = [
             default_listeners.listen("signal_live", told),
             default_listeners.listen("error", failed),
@@ -188,6 +196,8 @@ class _Run:
             ends = await asyncio.gather(*tasks, return_exceptions=True)
             for end in unsubscribe:
                 end()
+        if failing:
+            self._code = max(self._code, UNAVAILABLE)  # it ended with something undecided for want of a store
         for outcome in ends:
             if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
                 raise outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -22,6 +23,7 @@ from .tables import moment, number, percent, visible
 if TYPE_CHECKING:
     from rich.console import Group
 
+_SAME_FAILURE_SECONDS = 60.0
 _COLOURS = {"opened": "cyan", "scheduled": "blue", "partial_profit": "green", "partial_loss": "red"}
 
 
@@ -194,6 +196,8 @@ class PlainScreen:
 
     def __init__(self, board: Board, *, json: bool) -> None:
         self._board, self._json = board, json
+        self._failures: dict[str, tuple[float, int]] = {}
+        """When each was told, and how often it came since."""
         if not json:
             self._write(board.title)
 
@@ -205,14 +209,23 @@ class PlainScreen:
             self._write(visible(f"{moment(event.at_ms)}  {event.signal.context}  {sentence(event)}"))
 
     def fail(self, text: str) -> None:
-        """Tell of a failure, on standard error."""
-        print(f"holdfast: {text}", file=sys.stderr, flush=True)
+        """Tell of a failure, on standard error; one that goes on (a full disk, say) once a minute, with a count."""
+        now = time.monotonic()
+        told_at, again = self._failures.get(text, (-math.inf, 0))
+        if now - told_at < _SAME_FAILURE_SECONDS:
+            self._failures[text] = (told_at, again + 1)
+            return
+        self._failures[text] = (now, 0)
+        print(f"holdfast: {visible(text)}" + _times(again), file=sys.stderr, flush=True)
 
     def redraw(self) -> None:
         """Nothing to do: every line was written when it came."""
 
     def close(self) -> None:
         """Write how it ended."""
+        for text, (_, again) in self._failures.items():
+            if again:
+                print(f"holdfast: {visible(text)}" + _times(again), file=sys.stderr, flush=True)
         if self._json:
             self._write(msgspec.json.encode({"summary": self._board.summary()}).decode())
         else:
@@ -242,7 +255,9 @@ class LiveScreen:
         """Nothing to do: the next drawing shows it."""
 
     def fail(self, text: str) -> None:
-        """Keep a failure for the next drawing."""
+        """Keep a failure for the next drawing, each once."""
+        if text in self._board.failures:
+            self._board.failures.remove(text)
         self._board.failures.append(text)
 
     def redraw(self) -> None:
@@ -253,6 +268,10 @@ class LiveScreen:
         """Draw it for the last time."""
         self.redraw()
         self._live.stop()
+
+
+def _times(again: int) -> str:
+    return f" ({again} more time{'s' if again != 1 else ''})" if again else ""
 
 
 def describe(failure: Failure) -> str:

@@ -112,9 +112,12 @@ def _checked(domain: str, plain: Mapping[str, Any]) -> Row:
 def _filled(key: Key, value: Mapping[str, Any]) -> dict[str, Any]:
     plain = dict(value)
     for name, text in zip(("symbol", "strategyName", "exchangeName"), _parts(key), strict=False):
-        if text is not None:
-            plain.setdefault(name, text)
-    plain.setdefault("exchangeName", "")
+        if text is not None and plain.get(name) is None:
+            plain[name] = text
+        elif text is not None and name == "exchangeName" and plain[name] == "":
+            plain[name] = text  # the documents leave it empty; the key knows better
+    if plain.get("exchangeName") is None:
+        plain["exchangeName"] = ""
     if plain.get("note", "") is None:
         del plain["note"]
     if plain.get("scheduledAt") is not None and plain.get("pendingAt") is None:

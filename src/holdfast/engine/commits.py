@@ -9,6 +9,7 @@ from ..contract import Key
 from ..domains import context_key, event_key, guard_key, risk_key
 from ..names import Context
 from ..rows import Guard, Outage, PartialLevels, Row, Signal
+from ..rules.candles import MINUTE_MS
 from ..rules.signals import State, Transition
 from .reconcile import session_row, slot_of
 
@@ -61,6 +62,23 @@ def changes(
     return gone | written, now_held
 
 
+def begins(before: State, after: State) -> bool:
+    """Tell whether something opens, or waits to."""
+    opens = before.signal is None and after.signal is not None
+    return opens or (before.scheduled is None and after.scheduled is not None)
+
+
+def vacancies(context: Context, before: State, after: State, ignored_version: int) -> dict[Key, int]:
+    """Return what an entry from nothing must expect: that no hand has put a position where it goes.
+
+    Args:
+        ignored_version: Version of a schedule row that recovery ignored; 0 for none.
+    """
+    if before.signal is not None or before.scheduled is not None or not begins(before, after):
+        return {}
+    return {context_key("signal", context): 0, context_key("schedule", context): ignored_version}
+
+
 class Outages:
     """The candles on which entries were forbidden, as ranges; those not yet on record are taken by the next commit.
 
@@ -68,11 +86,12 @@ class Outages:
     forbids and records them again.
     """
 
-    __slots__ = ("_context_name", "_from_ms", "_unrecorded")
+    __slots__ = ("_context_name", "_from_ms", "_open", "_to_ms", "_unrecorded")
 
     def __init__(self, context: Context) -> None:
         self._context_name = context_key("outage", context).entity_name
-        self._from_ms: int | None = None
+        self._from_ms = self._to_ms = -1
+        self._open = False
         self._unrecorded: dict[int, int] = {}
 
     def __bool__(self) -> bool:
@@ -80,13 +99,15 @@ class Outages:
 
     def forbid(self, candle_ms: int, until_ms: int | None = None) -> None:
         """Note that entries were forbidden on the candle, or on all of a range; a range goes on from the one before."""
-        if self._from_ms is None:
+        if not self._open and candle_ms != self._to_ms + MINUTE_MS:  # else one range that grows, and one row
             self._from_ms = candle_ms
+        self._open = True
         self._unrecorded[self._from_ms] = candle_ms if until_ms is None else until_ms
+        self._to_ms = candle_ms if until_ms is None else -1
 
     def allow(self) -> None:
         """Note that entries were allowed on a candle, so that the present range has ended."""
-        self._from_ms = None
+        self._open = False
 
     def take(self) -> dict[Key, Row | None]:
         """Return the rows for the commit that is about to be made; :meth:`put_back` if it fails."""

@@ -107,8 +107,7 @@ class Driver:
             )  # fmt: skip
             session.stopping = self._stop.is_set()
             stack.push_async_callback(session.close)
-            if not await self._recover(session):
-                return
+            await self._recover(session)
             while True:
                 while (event := await self._told(session)) is not None:
                     if event.kind in _YIELDED:
@@ -125,17 +124,18 @@ class Driver:
                 if not await self._advance(session):
                     return
 
-    async def _recover(self, session: Session) -> bool:
-        """Recover, however long the store takes to answer; False when the run was stopped meanwhile."""
+    async def _recover(self, session: Session) -> None:
+        """Recover, however long the store takes to answer."""
         while True:
             try:
                 await session.recover()
-                return True
+                self._queue.clear()
+                self._newest_ms = self._next_ms = None
+                self._more = False
+                return
             except UnavailableError as error:
                 await self._report("store", error)
-            await self._pause()
-            if self._stop.is_set():
-                return False
+            await self._pause()  # a stop does not end this: a position may be stored, and must be watched
 
     async def _told(self, session: Session) -> Event | None:
         try:
@@ -158,6 +158,9 @@ class Driver:
         """Step the next candle, or wait for one; False when the market has ended."""
         if not self._queue:
             return await self._fetch_next(session)
+        if session.is_released:
+            await self._recover(session)
+            return True
         candle = self._queue.popleft()
         newest = not self._queue and not self._more and candle[0] >= (self._newest_ms or 0) - _FRESH_MS
         began = time.perf_counter()
@@ -224,7 +227,7 @@ class Driver:
         limit = min(MAX_FETCH_CANDLES, max(1, (newest_ms - since_ms) // MINUTE_MS + 1))
         batch = await fetch_candles(
             self._exchange.get_candles, self.context.symbol, "1m", since_ms=max(0, since_ms), limit=limit,
-            until_ms=newest_ms + MINUTE_MS, params=self._params, sleep=self._sleep,
+            until_ms=newest_ms + MINUTE_MS, known=session.window.candles, params=self._params, sleep=self._sleep,
             on_candle_data=self._exchange.on_candle_data,
         )  # fmt: skip
         self._more = (
@@ -236,6 +239,11 @@ class Driver:
             else:
                 self._queue.append(candle)
         self._next_ms = max(start_ms, batch[-1][0] + MINUTE_MS) if batch else start_ms
+        reached_ms = since_ms + limit * MINUTE_MS
+        if not batch and reached_ms <= recent_ms:
+            # Nothing was traded for as long as one request reaches: an exchange that answers for that span alone
+            # would give nothing for ever, and what is open would never be watched again.
+            self._next_ms, self._more = max(start_ms, reached_ms), True
 
     async def _closed(self, session: Session) -> int | None:
         """Wait for a newer closed minute; None when the run is stopped while nothing is open."""

@@ -202,6 +202,7 @@ class Live:
         task = loop.create_task(consume(), name=f"live {run.context}")
         cls._tasks.add(task)  # the loop itself keeps only a weak reference
         task.add_done_callback(cls._tasks.discard)
+        task.add_done_callback(lambda _: run._end())  # also of a task that was cancelled before it began
         return Cancel(run, task)
 
     @classmethod

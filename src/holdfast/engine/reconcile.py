@@ -13,10 +13,13 @@ import msgspec
 
 from ..contract import Key
 from ..domains import context_key, risk_key
-from ..names import Context
+from ..names import Context, entity_name
 from ..rows import Event, Levels, PartialLevels, RiskPosition, Row, ScheduledSignal, SessionRow, Signal, Trade
 from ..rules.candles import MINUTE_MS
 from ..rules.signals import MAX_CLOSED_IDS, State
+
+LOST_NUMBERS = 1_000_000
+"""How many event numbers are skipped when it cannot be known which were used."""
 
 
 class Repair(NamedTuple):
@@ -42,6 +45,8 @@ class Found(NamedTuple):
     """Own slots, and those of others that are past their lifetime and have no signal."""
     signal_stopped: bool
     """The signal row is in quarantine: its slots and levels are kept for it."""
+    session_lost: bool = False
+    """The session row is in quarantine: how many events there were is not known."""
 
 
 class Plan(NamedTuple):
@@ -129,7 +134,10 @@ class _Reconciling:
         wanted = {} if signal is None else {risk_key(name, self.context): name for name in self.risk_names}
         for key, row in self.found.slots.items():
             mine = key.entity_id == risk_key("-", self.context).entity_id
-            if not mine:
+            if signal is not None and key == nameless_slot(key, self.context):
+                self._mend("slot-adopted", key, None, f"it named no exchange; it is the slot of signal {signal.id!r}")
+                self.profiles.add(key.entity_name)
+            elif not mine:
                 self._mend("slot-pruned", key, None, f"the slot of {key.entity_id} outlived every signal")
                 self.profiles.add(key.entity_name)
             elif key not in wanted and not self.found.signal_stopped:
@@ -160,7 +168,11 @@ class _Reconciling:
     def _last_event(self) -> int:
         numbers = [event.number for event in self.found.events]
         numbers += [int(trade.event_id.rpartition("#")[2]) for trade in self.found.trades]
-        return max([self.found.session.last_event if self.found.session else 0, *numbers])
+        known = max([self.found.session.last_event if self.found.session else 0, *numbers])
+        if self.found.session_lost and not self.found.events:
+            # An id told twice for different events would make a consumer drop the news of an exit: leave a hole.
+            return known + LOST_NUMBERS
+        return known
 
     def _last_candle_ms(self, signal: Signal | None, scheduled: ScheduledSignal | None) -> int:
         known = [self.found.session.last_candle_ms if self.found.session else 0]
@@ -185,6 +197,11 @@ class _Reconciling:
         self._mend(
             what, context_key("session", self.context), row, f"event {row.last_event}, candle {row.last_candle_ms}"
         )
+
+
+def nameless_slot(slot: Key, context: Context) -> Key:
+    """Return the key that the slot of ``context`` beside ``slot`` has in the documents, which name no exchange."""
+    return slot._replace(entity_id=entity_name(context.symbol, context.strategy_name))
 
 
 def slot_of(signal: Signal) -> RiskPosition:

@@ -44,7 +44,7 @@ from ..rules.drafts import stored_failures
 from ..rules.signals import State
 from ..store import Loaded, Store, Writer
 from .lanes import Sleep, commit_surely
-from .reconcile import Found, Repair, reconcile
+from .reconcile import Found, Repair, nameless_slot, reconcile
 
 _log = logging.getLogger("holdfast")
 
@@ -77,6 +77,8 @@ class Recovered(NamedTuple):
     session: Loaded[SessionRow] | None
     events: tuple[Event, ...]
     report: RecoveryReport
+    ignored_version: int
+    """Version of a schedule row that is there but does not wait; 0 for none."""
 
 
 def stopped_reasons(store: Store, context: Context) -> tuple[str, ...]:
@@ -169,7 +171,10 @@ async def recover(
             stopped=stopped_reasons(store, context),
         )
         loaded = None if session is None else Loaded(session, session_version)
-        return Recovered(plan.state, plan.risk_names, owner, loaded, found.events, report)
+        schedule_key = context_key("schedule", context)
+        stands = plan.state.scheduled is None and schedule_key not in plan.changes
+        ignored_version = versions.get(schedule_key, 0) if stands else 0
+        return Recovered(plan.state, plan.risk_names, owner, loaded, found.events, report, ignored_version)
     raise UnavailableError(f"{context}: its risk profiles change too often to be reconciled: start it again")
 
 
@@ -216,7 +221,9 @@ async def _load(
         trades = cast("dict[Key, Loaded[Trade]]", await store.scan("ledger", keys["session"].entity_name))
     names = tuple(dict.fromkeys((*risk_names, *(session.risk_names if session else ()))))
     guards, _ = await store.salvage(*(guard_key(name) for name in names))  # before the slots, which they guard
-    slots = await _slots(store, context, names, oldest_ms=now_ms - lifetime_ms)
+    slots = await _slots(
+        store, context, names, oldest_ms=now_ms - lifetime_ms, is_open=_is_open(found.get(keys["signal"]))
+    )
     versions = _Versions({key: loaded.version for key, loaded in (found | guards).items()})
     versions.guards = {key: cast("Guard", loaded.row) for key, loaded in guards.items()}
     rows = {domain: found[key].row if key in found else None for domain, key in keys.items()}
@@ -230,19 +237,28 @@ async def _load(
             trades=tuple(loaded.row for loaded in trades.values()),
             slots=slots,
             signal_stopped=store.is_stopped(keys["signal"]) and rows["signal"] is None,
+            session_lost=store.is_stopped(keys["session"]) and session is None,
         ),
         versions,
     )
 
 
-async def _slots(store: Store, context: Context, names: Iterable[str], *, oldest_ms: int) -> dict[Key, RiskPosition]:
-    """Return the own slots in ``names``, and those of others that outlived every signal and have none."""
+async def _slots(
+    store: Store, context: Context, names: Iterable[str], *, oldest_ms: int, is_open: bool
+) -> dict[Key, RiskPosition]:
+    """Return the own slots in ``names``, and those of others that outlived every signal and have none.
+
+    With a signal open, a slot of its symbol and strategy that names no exchange (the documents' rows never do) is its
+    own, unless it has one already.
+    """
     slots: dict[Key, RiskPosition] = {}
     for name in names:
         mine = risk_key(name, context)
-        for key, loaded in (await store.scan("risk", mine.entity_name)).items():
+        listed = await store.scan("risk", mine.entity_name)
+        nameless = nameless_slot(mine, context) if is_open and mine not in listed else mine
+        for key, loaded in listed.items():
             row = cast("RiskPosition", loaded.row)
-            if key == mine:
+            if key in (mine, nameless):
                 slots[key] = row
             elif row.open_timestamp <= oldest_ms:
                 signal_key = context_key("signal", Context(row.exchange_name or "-", row.symbol, row.strategy_name))
@@ -251,6 +267,10 @@ async def _slots(store: Store, context: Context, names: Iterable[str], *, oldest
                 if not found and not damaged:
                     slots[key] = row
     return slots
+
+
+def _is_open(loaded: Loaded[Row] | None) -> bool:
+    return loaded is not None and not cast("Signal", loaded.row).is_scheduled
 
 
 def _contradiction(domain: str, row: Row, context: Context) -> str | None:

@@ -44,7 +44,7 @@ from ..rules.signals import (
     stop_scheduled,
 )
 from ..store import Loaded, Store
-from .commits import Outages, changes
+from .commits import Outages, begins, changes, vacancies
 from .decider import Decider
 from .lanes import Sleep
 from .listeners import Failure, Listeners, Tick
@@ -126,6 +126,8 @@ class Session:
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._restored: Signal | None = None
+        self._ignored_version = 0
+        """Of a row in the schedule domain that does not wait, and so was ignored at recovery."""
 
     # ------------------------------------------------------------------ recovery
 
@@ -137,6 +139,7 @@ class Session:
 
         Crash: Any part may be done or not; recovering again does the rest.
         """
+        await self._flush_last()  # a deletion under the old tenure must not be taken for a takeover
         found = await recover(
             self.store, self._writer, self.context, holder=self._holder, risk_names=self.spec.risk_names,
             lifetime_ms=self.spec.params.max_signal_lifetime_minutes * MINUTE_MS,
@@ -145,9 +148,9 @@ class Session:
         self.state, self._held = found.state, found.risk_names
         self._tenure = Tenure(self.store, self._writer, self.context, found.owner, found.session, sleep=self._sleep)
         self._stopped = bool(found.report.stopped)
+        self._ignored_version = found.ignored_version
         self._broken, self._plain = None, False
         self._behind.clear()
-        self._cancel_timer()
         self.window = Window(self.spec.params.avg_price_candles_count)
         self.outages = Outages(self.context)
         self.outbox = self.outbox.fresh()
@@ -226,6 +229,8 @@ class Session:
             try:
                 reply = self._settler.ask_now(outcome)
             except Exception as error:  # a strategy that raises proposes nothing
+                self._plain = False
+                self.outages.forbid(candle[0])
                 return self._settler.failed(outcome, error)
             if reply is None:
                 return None
@@ -257,6 +262,11 @@ class Session:
     @stopping.setter
     def stopping(self, stopping: bool) -> None:
         self._stopping, self._plain = stopping, False
+
+    @property
+    def is_released(self) -> bool:
+        """Whether what was in quarantine at recovery has been released: recover, as a new row may stand there."""
+        return self._stopped and not stopped_reasons(self.store, self.context)
 
     @property
     def is_behind(self) -> bool:
@@ -312,7 +322,7 @@ class Session:
     async def _settle(self, outcome: Transition | Question, candle: Candle, reply: Any) -> Transition | None:
         self._plain = False  # whatever comes of it, look anew
         try:
-            return await self._settle_once(outcome, reply)
+            return await self._settle_once(outcome, candle, reply)
         except UnavailableError as error:
             self._behind.append(candle)
             at_ms = candle[0] + MINUTE_MS
@@ -328,12 +338,19 @@ class Session:
                 raise self._broken from error
             raise
 
-    async def _settle_once(self, outcome: Transition | Question | None, reply: Any) -> Transition | None:
+    async def _settle_once(
+        self, outcome: Transition | Question | None, candle: Candle, reply: Any
+    ) -> Transition | None:
         if isinstance(outcome, AskStrategy):
             outcome = await self._decider.propose(outcome, reply)
+            if self._settler.failed_ms == candle[0] + MINUTE_MS:
+                self.outages.forbid(candle[0])  # what it would have proposed is not known
         for _ in range(MAX_CHECKS):
             decided, checked = await self._decider.decide(outcome)
             if decided.transition is None:
+                return None
+            if self._stopping and begins(self.state, decided.transition.state):
+                self.outages.forbid(candle[0])  # stopped while its user's code was thinking
                 return None
             try:
                 await self._commit(decided.transition, checked)
@@ -356,9 +373,12 @@ class Session:
         rows, held = changes(
             self.context, before, transition, held=self._held, risk_names=self.spec.risk_names, guards=guards
         )
-        await self._send(rows, {key: 0 if loaded is None else loaded.version for key, loaded in checked.items()})
+        expect = {key: 0 if loaded is None else loaded.version for key, loaded in checked.items()}
+        await self._send(rows, expect | vacancies(self.context, before, after, self._ignored_version))
         self.state, self._held = after, held
         self.outbox.add(transition.events)
+        if after.scheduled is not None:
+            self._ignored_version = 0
 
     async def _send(self, rows: dict[Key, Row | None], guards: Mapping[Key, int]) -> None:
         """Commit rows, and with them the deletion of delivered events and the outages not yet on record."""
@@ -442,6 +462,15 @@ class Session:
 
         Crash: Delivered events may be told again.
         """
+        was_open = self._broken is None and self._tenure is not None
+        try:
+            await self._flush_last()
+        finally:
+            if was_open:
+                self._broken, self._plain = FailedError(f"{self.context}: the session was closed: recover anew"), False
+
+    async def _flush_last(self) -> None:
+        """End the background task, and commit what waits for a commit if that is possible."""
         self._cancel_timer()
         if self._flushing is not None:
             await asyncio.gather(self._flushing, return_exceptions=True)
@@ -450,6 +479,4 @@ class Session:
             try:
                 await self._send({}, {})
             except HoldfastError as error:
-                _log.warning("%s: at close: %s", self.context, error)
-            finally:
-                self._broken, self._plain = FailedError(f"{self.context}: the session was closed: recover anew"), False
+                _log.warning("%s: at its end: %s", self.context, error)

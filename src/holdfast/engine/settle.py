@@ -49,6 +49,8 @@ class Settler:
         self.strategy, self.exchange = strategy, exchange
         self.mode, self.params, self.profiles = mode, params, profiles
         self.listeners, self._sleep = listeners, sleep
+        self.failed_ms = 0
+        """Close time of the last candle at which the strategy raised or took too long."""
 
     async def settle(self, question: Question, positions: Callable[[str], Iterable[RiskPosition]]) -> Settled:
         """Ask until there is a transition, or nothing.
@@ -111,6 +113,8 @@ class Settler:
             return answer(question, reply)
         except Exception as error:  # a strategy's mistake must not stop the watching of other signals
             failure = Failure(where="strategy", error=error, context=question.spec.context, at_ms=question.now_ms)
+        if topic == "error":
+            self.failed_ms = question.now_ms
         if topic == "validation" and isinstance(failure.error, InvalidSignalError) and self.listeners.has("validation"):
             await self.listeners.emit("validation", failure)
         else:

@@ -58,7 +58,8 @@ class Tenure:
 
         Args:
             changes: What to write, the session row included where it changes.
-            guards: Version that each guard row had when a risk check was made.
+            guards: Version that each guard row had when a risk check was made; and 0 for each place that must
+                be vacant.
 
         Raises:
             FencedError: Another owner has taken over; nothing was written.
@@ -101,7 +102,13 @@ class Tenure:
                 f"{self._context}: somebody else wrote its session row: stop trading it, then recover",
                 key=self._session_key,
             ) from error
-        if any((found[key].version if key in found else 0) != version for key, version in guards.items()):
+        moved = [key for key, version in guards.items() if (found[key].version if key in found else 0) != version]
+        for key in moved:
+            if key.domain != "guard":
+                raise FencedError(
+                    f"{self._context}: somebody else wrote {key}, where a signal was about to go: recover", key=key
+                ) from error
+        if moved:
             raise GuardMovedError(str(error), keys=error.keys) from error
         if owner.version == self._owner.version and (session and session.version) == (
             self._session and self._session.version

@@ -184,8 +184,12 @@ def to_candle(value: Any) -> Candle:
         ) from error
 
 
-def check_candles(batch: Sequence[Candle], params: Params) -> None:
+def check_candles(batch: Sequence[Candle], params: Params, known: Iterable[Candle] = ()) -> None:
     """Refuse a batch that cannot be true: better no candles than a stop hit by a typo.
+
+    Args:
+        known: The candles before the batch, as far as they are at hand. A live run fetches one candle at a time,
+            and a price that is absurd throughout shows only beside others.
 
     Raises:
         CandleError: A number is not finite, a price is 0 or less or absurdly far below the others, a volume
@@ -208,13 +212,14 @@ def check_candles(batch: Sequence[Candle], params: Params) -> None:
         if before_ms is not None and opened_ms <= before_ms:
             raise CandleError(f"the candle {candle} is not newer than the one before it ({before_ms})")
         before_ms = opened_ms
-    prices = [price for candle in batch for price in candle[1:5]]
-    enough = len(batch) >= params.get_candles_min_candles_for_median
+    beside = (*known, *batch)
+    prices = [price for candle in beside for price in candle[1:5]]
+    enough = len(beside) >= params.get_candles_min_candles_for_median
     reference = statistics.median(prices) if enough else sum(prices) / len(prices)
     least = reference / params.get_candles_price_anomaly_threshold_factor
     if min(prices) < least:
         bad = next(candle for candle in batch if min(candle[1:5]) < least)
-        raise CandleError(f"the candle {bad} holds a price below {least:g}, far under the batch's {reference:g}")
+        raise CandleError(f"the candle {bad} holds a price below {least:g}, far under the usual {reference:g}")
 
 
 async def fetch_candles(
@@ -225,6 +230,7 @@ async def fetch_candles(
     since_ms: int,
     limit: int,
     until_ms: int | None = None,
+    known: Iterable[Candle] = (),
     params: Params,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     on_candle_data: Callable[[str, str, int, int, Sequence[Candle]], object] | None = None,
@@ -235,6 +241,7 @@ async def fetch_candles(
         since_ms: Open time from which on; older ones are dropped.
         limit: At most how many, 1 to 1000.
         until_ms: Drop candles that close after this moment: the forming one, or the future.
+        known: Candles before these, for :func:`check_candles`.
         sleep: Takes seconds; a seam for tests.
 
     Raises:
@@ -251,7 +258,7 @@ async def fetch_candles(
                 batch = [candle for candle in batch if candle[0] + length_ms <= until_ms]
             if batch and batch[0][0] < since_ms:
                 batch = [candle for candle in batch if candle[0] >= since_ms]
-            check_candles(batch, params)
+            check_candles(batch, params, known)
             break
         except Exception as error:
             if isinstance(error, HoldfastError) and not isinstance(error, CandleError | UnavailableError):

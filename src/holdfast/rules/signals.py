@@ -243,6 +243,8 @@ def _milestones(state: State, signal: Signal, candle: Candle, window: Window, sp
     if told and told[-1] >= reached:
         return None
     fresh = tuple(level for level in range(10, reached + 1, 10) if level not in told)
+    if not fresh:
+        return None  # levels that were written by hand may stand in any order
     if side == "profit":
         levels = msgspec.structs.replace(state.levels, profit_levels=told + fresh)
     else:
