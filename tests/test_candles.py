@@ -22,6 +22,7 @@ from holdfast.rules.candles import (
     fetch_candles,
     interval_ms,
     preload_from_ms,
+    sound_candles,
     to_candle,
 )
 from holdfast.rules.params import Params
@@ -126,6 +127,14 @@ def test_one_candle_that_is_absurd_throughout_shows_beside_those_before_it() -> 
     check_candles([absurd], PARAMS)
     with pytest.raises(CandleError, match="far under"):
         check_candles([absurd], PARAMS, flat(range(4), 43_000.0))
+
+
+def test_what_cannot_be_true_can_be_left_out_of_a_batch(caplog: pytest.LogCaptureFixture) -> None:
+    good = flat(range(6), 43_000.0)
+    bad = [None, (60_000, "x"), at(3)._replace(high=math.nan), at(0), at(9, 0.01)]
+    assert sound_candles([good[0], *bad[:3], *good[1:], *bad[3:]], PARAMS) == good
+    assert sound_candles([at(9, 0.01)], PARAMS, good) == sound_candles([], PARAMS) == []
+    assert len(caplog.records) == 5, "each is said, but for one that was there already"
 
 
 def test_true_batches_and_empty_ones_pass() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import random
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -281,6 +282,16 @@ async def test_a_candle_that_is_absurd_throughout_hits_no_stop_though_it_is_fetc
     bot = Bot(market([*flat(43000, -20, 1), candle(2, 1.0)]))
     assert await bot.live(store) == []
     assert "far under" in str(bot.errors[0].error)
+
+
+async def test_a_candle_that_stays_wrong_does_not_leave_a_position_unwatched(store: Store) -> None:
+    await put(store, {context_key("signal", CONTEXT): signal_row(at_minute=-5)})
+    never_mended = candle(1, 43000)._replace(high=math.nan)
+    candles = [*flat(43000, -20, 0), never_mended, candle(2, 43000, low=41000), *flat(43000, 3, 20)]
+    bot = Bot(market(candles))
+    [closed] = await bot.live(store)
+    assert (closed.reason, closed.candle_ms) == ("stop_loss", minute_ms(2))
+    assert [failure.where for failure in bot.errors] == ["candles"] * 5
 
 
 async def test_a_store_that_is_away_at_the_start_is_tried_again(store: Store) -> None:

@@ -16,7 +16,7 @@ from ..market.clock import WallClock
 from ..market.protocol import MarketEnded
 from ..names import Context
 from ..rows import Event
-from ..rules.candles import MAX_FETCH_CANDLES, MINUTE_MS, Candle, fetch_candles, preload_from_ms
+from ..rules.candles import MAX_FETCH_CANDLES, MINUTE_MS, Candle, CandleError, fetch_candles, preload_from_ms
 from ..rules.params import Params
 from ..rules.risk import RiskProfile
 from ..store import Store
@@ -29,6 +29,8 @@ from .turns import Turn
 _YIELDED = frozenset(("opened", "closed", "cancelled"))
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
+_MOST_REFUSALS = 5
+"""An exchange mends a candle within minutes or never; then what is open must be watched without that candle."""
 _FRESH_MS = MINUTE_MS
 """How far behind the newest closed minute a candle may be and still allow an entry: exchanges publish late."""
 
@@ -78,6 +80,8 @@ class Driver:
         self._more = False
         """The last fetch ended before the newest candle: there may be more."""
         self._pause_seconds = _FIRST_PAUSE_SECONDS
+        self._refusals = 0
+        """How often in a row the exchange gave candles that cannot be true."""
 
     session: Session | None
 
@@ -195,11 +199,13 @@ class Driver:
             return False
         except UnavailableError as error:
             await self._report("candles", error)
+            if isinstance(error.__cause__, CandleError):
+                self._refusals += 1
             if self._newest_ms is not None:
                 self.turn.done(self._newest_ms)  # the others must not wait for this one's exchange
             await self._pause()
             return True
-        self._pause_seconds = _FIRST_PAUSE_SECONDS
+        self._pause_seconds, self._refusals = _FIRST_PAUSE_SECONDS, 0
         if not self._queue and not self._more and self._newest_ms is not None:
             self.turn.done(self._newest_ms)  # a thin market: this minute has no candle
             await session.tell_restored()
@@ -227,8 +233,8 @@ class Driver:
         limit = min(MAX_FETCH_CANDLES, max(1, (newest_ms - since_ms) // MINUTE_MS + 1))
         batch = await fetch_candles(
             self._exchange.get_candles, self.context.symbol, "1m", since_ms=max(0, since_ms), limit=limit,
-            until_ms=newest_ms + MINUTE_MS, known=session.window.candles, params=self._params, sleep=self._sleep,
-            on_candle_data=self._exchange.on_candle_data,
+            until_ms=newest_ms + MINUTE_MS, known=session.window.candles, leave_out=self._refusals >= _MOST_REFUSALS,
+            params=self._params, sleep=self._sleep, on_candle_data=self._exchange.on_candle_data,
         )  # fmt: skip
         self._more = (
             bool(batch) and batch[-1][0] < recent_ms

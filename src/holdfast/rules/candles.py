@@ -212,14 +212,37 @@ def check_candles(batch: Sequence[Candle], params: Params, known: Iterable[Candl
         if before_ms is not None and opened_ms <= before_ms:
             raise CandleError(f"the candle {candle} is not newer than the one before it ({before_ms})")
         before_ms = opened_ms
-    beside = (*known, *batch)
-    prices = [price for candle in beside for price in candle[1:5]]
-    enough = len(beside) >= params.get_candles_min_candles_for_median
+    least = _least_price((*known, *batch), params)
+    for candle in batch:
+        if min(candle[1:5]) < least:
+            raise CandleError(f"the candle {candle} holds a price far under the others: {least:g} is the least")
+
+
+def _least_price(candles: Sequence[Candle], params: Params) -> float:
+    """Return below which price a candle cannot be true beside the others."""
+    prices = [price for candle in candles for price in candle[1:5]]
+    enough = len(candles) >= params.get_candles_min_candles_for_median
     reference = statistics.median(prices) if enough else sum(prices) / len(prices)
-    least = reference / params.get_candles_price_anomaly_threshold_factor
-    if min(prices) < least:
-        bad = next(candle for candle in batch if min(candle[1:5]) < least)
-        raise CandleError(f"the candle {bad} holds a price below {least:g}, far under the usual {reference:g}")
+    return reference / params.get_candles_price_anomaly_threshold_factor
+
+
+def sound_candles(batch: Iterable[Any], params: Params, known: Iterable[Candle] = ()) -> list[Candle]:
+    """Return the candles of a batch that can be true, judged as :func:`check_candles` does; the rest is logged."""
+    alone: list[Candle] = []
+    for value in batch:
+        try:
+            candle = to_candle(value)
+            check_candles([candle], params)
+        except CandleError as error:
+            _log.warning("left out, as if nothing had been traded: %s", error)
+            continue
+        if not alone or candle[0] > alone[-1][0]:
+            alone.append(candle)
+    least = _least_price((*known, *alone), params) if alone else 0.0
+    for candle in alone:
+        if min(candle[1:5]) < least:
+            _log.warning("left out, as if nothing had been traded: %s is far under the others", candle)
+    return [candle for candle in alone if min(candle[1:5]) >= least]
 
 
 async def fetch_candles(
@@ -231,6 +254,7 @@ async def fetch_candles(
     limit: int,
     until_ms: int | None = None,
     known: Iterable[Candle] = (),
+    leave_out: bool = False,
     params: Params,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     on_candle_data: Callable[[str, str, int, int, Sequence[Candle]], object] | None = None,
@@ -242,6 +266,7 @@ async def fetch_candles(
         limit: At most how many, 1 to 1000.
         until_ms: Drop candles that close after this moment: the forming one, or the future.
         known: Candles before these, for :func:`check_candles`.
+        leave_out: Leave out what cannot be true, instead of refusing all for it.
         sleep: Takes seconds; a seam for tests.
 
     Raises:
@@ -253,6 +278,8 @@ async def fetch_candles(
         try:
             with no_stray_cancellation:
                 got = await get_candles(symbol, interval, since_ms, limit)
+            if leave_out:
+                got = sound_candles(got, params, known)
             batch = [candle if type(candle) is Candle else to_candle(candle) for candle in got]
             if until_ms is not None:
                 batch = [candle for candle in batch if candle[0] + length_ms <= until_ms]
