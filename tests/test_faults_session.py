@@ -225,7 +225,7 @@ async def test_an_event_that_the_iterator_gave_stays_stored_until_the_next_is_as
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever dies while it handles an event is given it again."""
-    monkeypatch.setattr("holdfast.engine.session._ACKNOWLEDGE_SECONDS", 0.0)
+    monkeypatch.setattr("holdfast.engine.background.ACKNOWLEDGE_SECONDS", 0.0)
     memory, run = MemoryBackend(), Run()
     store = Store(memory, require=Survives.NOTHING)
     await store.open()

@@ -25,7 +25,7 @@ from fakes import (
 )
 from test_invariants import event
 
-import holdfast.engine.session
+import holdfast.engine.background
 from holdfast.contract import Key
 from holdfast.domains import context_key, event_key, guard_key, ledger_key, risk_key
 from holdfast.engine.listeners import Failure
@@ -346,8 +346,8 @@ async def test_delivered_events_go_with_the_next_commit_or_within_a_second(
     closing = next(rows for rows in faults.made if event_key(CONTEXT, 2) in rows)
     assert closing[event_key(CONTEXT, 1)] is None
     assert [key.entity_id for key in await store.scan("outbox")] == ["000000000002"]
-    monkeypatch.setattr(holdfast.engine.session, "_ACKNOWLEDGE_SECONDS", 0.0)
-    session._cancel_timer()
+    monkeypatch.setattr(holdfast.engine.background, "ACKNOWLEDGE_SECONDS", 0.0)
+    session.background.cancel()
     session.flush_soon()
     await until(lambda: event_key(CONTEXT, 2) in faults.made[-1])
     assert await store.scan("outbox") == {}
@@ -358,9 +358,9 @@ async def test_a_background_deletion_that_is_fenced_stops_the_session(store: Sto
     first = await session_of(bot({1: proposal()}), store)
     await stepped(first, candle(0, 43000))
     second = await session_of(bot({}), store)
-    first._cancel_timer()
-    first._start_flush()
-    await until(lambda: first._flushing is not None and first._flushing.done())
+    first.background.cancel()
+    first.background.start()
+    await until(lambda: first.background.task is not None and first.background.task.done())
     with pytest.raises(FencedError):
         await stepped(first, candle(1, 43000))
     await first.close()
@@ -536,7 +536,7 @@ async def test_a_row_that_does_not_wait_keeps_nothing_from_being_scheduled(store
 async def test_recovering_again_lets_a_deletion_in_the_background_finish_first(store: Store) -> None:
     session = await session_of(bot({1: proposal()}), store)
     await stepped(session, candle(0, 43000))
-    session._start_flush()
+    session.background.start()
     await session.recover()
     assert await stepped(session, candle(1, 43000)) == []
     assert session._broken is None and await store.scan("outbox") == {}

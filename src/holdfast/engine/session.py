@@ -29,7 +29,7 @@ from ..contract import Key
 from ..domains import context_key, guard_key
 from ..errors import FailedError, HoldfastError, UnavailableError
 from ..names import Context
-from ..rows import Event, Guard, Row, ScheduledSignal, Signal
+from ..rows import Event, Guard, Row, Signal
 from ..rules.candles import MINUTE_MS, Candle, Window
 from ..rules.params import Params
 from ..rules.risk import RiskProfile
@@ -39,15 +39,16 @@ from ..rules.signals import (
     Spec,
     State,
     Transition,
-    progress_percent,
     step,
     stop_scheduled,
 )
 from ..store import Loaded, Store
+from .background import Background
 from .commits import Outages, begins, changes, vacancies
 from .decider import Decider
 from .lanes import Sleep
 from .listeners import Failure, Listeners, Tick
+from .news import tell_restored, tick_of
 from .outbox import CAP_ROWS, Outbox
 from .reconcile import session_row
 from .recovery import RecoveryReport, recover, stopped_reasons
@@ -61,7 +62,6 @@ MAX_BEHIND = 10_000
 """How many candles may wait for a store that cannot be used: about a week."""
 MAX_CHECKS = 100
 """How often a risk check is repeated while others change the profile."""
-_ACKNOWLEDGE_SECONDS = 1.0
 
 
 def wall_clock_ms() -> int:
@@ -123,8 +123,7 @@ class Session:
         """Something of the context is in quarantine: nothing may open."""
         self._broken: HoldfastError | None = None
         self._behind: deque[Candle] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-        self._flushing: asyncio.Task[None] | None = None
+        self.background = Background(self.flush, self._break)
         self._restored: Signal | None = None
         self._ignored_version = 0
         """Of a row in the schedule domain that does not wait, and so was ignored at recovery."""
@@ -182,19 +181,7 @@ class Session:
         signal, self._restored = self._restored, None
         if signal not in (self.state.signal, self.state.scheduled):
             return
-        price, at_ms, callbacks = self.window.price(), self.window.newest_ms + MINUTE_MS, self.strategy.callbacks
-        if isinstance(signal, ScheduledSignal):
-            if callbacks.on_schedule is not None:
-                again = Event(
-                    id=f"{self.context}#restored:{signal.id}", number=0, kind="scheduled", at_ms=at_ms,
-                    candle_ms=at_ms - MINUTE_MS, signal=signal, price=price,
-                )  # fmt: skip
-                await self._listeners.call(
-                    callbacks.on_schedule, again, where="callback", context=self.context, at_ms=at_ms
-                )
-        elif callbacks.on_active is not None:
-            tick = self.tick()
-            await self._listeners.call(callbacks.on_active, tick, where="callback", context=self.context, at_ms=at_ms)
+        await tell_restored(signal, self.strategy.callbacks, self._listeners, self.tick())
 
     # ------------------------------------------------------------------ the step
 
@@ -307,17 +294,7 @@ class Session:
 
     def tick(self) -> Tick:
         """Return the news of a candle that changed nothing."""
-        state, price = self.state, self.window.price()
-        progress = None if state.signal is None else progress_percent(state.signal, price)
-        side, percent = progress or ("profit", 0.0)
-        return Tick(
-            kind="active" if state.signal else "waiting" if state.scheduled else "idle",
-            context=self.context,
-            price=price,
-            at_ms=(self.window.newest_ms or 0) + MINUTE_MS,
-            signal=state.signal or state.scheduled,
-            percent=percent if side == "profit" else -percent,
-        )
+        return tick_of(self.context, self.state, self.window)
 
     async def _settle(self, outcome: Transition | Question, candle: Candle, reply: Any) -> Transition | None:
         self._plain = False  # whatever comes of it, look anew
@@ -424,38 +401,24 @@ class Session:
 
     def flush_soon(self) -> None:
         """Commit within a second what waits for a commit to go along with."""
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_ACKNOWLEDGE_SECONDS, self._start_flush)
+        self.background.soon()
 
     async def flush(self) -> None:
         """Delete the rows of delivered events and record outages now.
 
         Raises:
-            FencedError: Another owner has taken over.
+            FencedError, FailedError: As :meth:`step`.
             UnavailableError: Not now; they wait for the next commit.
 
         Crash: Delivered events may be told again.
         """
-        self._cancel_timer()
+        self.background.cancel()
+        if self._broken is not None:
+            raise self._broken
         await self._send({}, {})
 
-    def _start_flush(self) -> None:
-        self._timer = None
-        if self._broken is None and (self._flushing is None or self._flushing.done()):
-            self._flushing = asyncio.get_running_loop().create_task(self._flush_quietly())
-
-    async def _flush_quietly(self) -> None:
-        try:
-            await self.flush()
-        except UnavailableError:
-            self.flush_soon()
-        except HoldfastError as error:
-            self._broken, self._plain = error, False  # the next step raises it
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _break(self, error: HoldfastError) -> None:
+        self._broken, self._plain = error, False  # the next step raises it
 
     async def close(self) -> None:
         """Commit what waits for it and stop every task; the owner row stays. Repeatable.
@@ -471,10 +434,7 @@ class Session:
 
     async def _flush_last(self) -> None:
         """End the background task, and commit what waits for a commit if that is possible."""
-        self._cancel_timer()
-        if self._flushing is not None:
-            await asyncio.gather(self._flushing, return_exceptions=True)
-        self._cancel_timer()
+        await self.background.finish()
         if self._broken is None and self._tenure is not None:
             try:
                 await self._send({}, {})
