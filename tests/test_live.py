@@ -22,8 +22,10 @@ from fakes import (
     no_sleep,
     proposal,
     put,
+    session_of,
     signal_row,
     sound,
+    stepped,
     until,
 )
 from mortal import Death, Killer, World, four_method_class
@@ -754,3 +756,24 @@ async def test_a_row_that_comes_with_a_release_is_watched_by_the_run_that_waited
     scene.go_on([candle(2, 43000), candle(3, 43000, high=44000), candle(4, 43000)])
     closed = await running
     assert (closed.kind, closed.signal.id) == ("closed", "by hand")
+
+
+async def test_a_minute_on_record_as_an_outage_stays_one_in_a_run_that_begins_in_it(store: Store) -> None:
+    failing = True
+
+    def unsure(symbol: str, when_ms: int) -> Any:
+        if failing:
+            raise ConnectionError("no candles of the other symbol")
+        return proposal()
+
+    scene = market(flat(43000, -20, 2), start=2, hold=True)
+    bot = Bot(scene, unsure)
+    session = await session_of(bot, store)
+    await stepped(session, *flat(43000, 0, 2))
+    await session.close()
+    failing = False
+    running = asyncio.ensure_future(anext(bot.run(store)))
+    await scene.waiting.wait()
+    assert await store.scan("signal") == {}
+    scene.go_on([candle(3, 43000)])
+    assert (await running).candle_ms == minute_ms(3)

@@ -24,13 +24,14 @@ from typing import NamedTuple, cast
 
 import msgspec
 
-from ..contract import Key
+from ..contract import Key, KeyPrefix
 from ..domains import context_key, guard_key, risk_key
 from ..errors import ConflictError, CorruptedError, NotFoundError, UnavailableError
 from ..names import Context
 from ..rows import (
     Event,
     Guard,
+    Outage,
     Owner,
     PartialLevels,
     RiskPosition,
@@ -79,6 +80,8 @@ class Recovered(NamedTuple):
     report: RecoveryReport
     ignored_version: int
     """Version of a schedule row that is there but does not wait; 0 for none."""
+    outage_to_ms: int
+    """Open time of the newest candle that is on record as an outage: it stays one."""
 
 
 def stopped_reasons(store: Store, context: Context) -> tuple[str, ...]:
@@ -171,10 +174,13 @@ async def recover(
             stopped=stopped_reasons(store, context),
         )
         loaded = None if session is None else Loaded(session, session_version)
+        outage_to_ms = await _newest_outage_ms(store, context)
         schedule_key = context_key("schedule", context)
         stands = plan.state.scheduled is None and schedule_key not in plan.changes
         ignored_version = versions.get(schedule_key, 0) if stands else 0
-        return Recovered(plan.state, plan.risk_names, owner, loaded, found.events, report, ignored_version)
+        return Recovered(
+            plan.state, plan.risk_names, owner, loaded, found.events, report, ignored_version, outage_to_ms
+        )
     raise UnavailableError(f"{context}: its risk profiles change too often to be reconciled: start it again")
 
 
@@ -267,6 +273,14 @@ async def _slots(
                 if not found and not damaged:
                     slots[key] = row
     return slots
+
+
+async def _newest_outage_ms(store: Store, context: Context) -> int:
+    keys = await store.keys(KeyPrefix("outage", context_key("outage", context).entity_name))
+    if not keys:
+        return -1
+    found, _ = await store.salvage(keys[-1])  # byte order is the order of time
+    return max((cast("Outage", loaded.row).to_ms for loaded in found.values()), default=-1)
 
 
 def _is_open(loaded: Loaded[Row] | None) -> bool:

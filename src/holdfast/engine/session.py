@@ -125,6 +125,7 @@ class Session:
         self._behind: deque[Candle] = deque()
         self.background = Background(self.flush, self._break)
         self._restored: Signal | None = None
+        self._outage_to_ms = -1
         self._ignored_version = 0
         """Of a row in the schedule domain that does not wait, and so was ignored at recovery."""
 
@@ -147,7 +148,7 @@ class Session:
         self.state, self._held = found.state, found.risk_names
         self._tenure = Tenure(self.store, self._writer, self.context, found.owner, found.session, sleep=self._sleep)
         self._stopped = bool(found.report.stopped)
-        self._ignored_version = found.ignored_version
+        self._ignored_version, self._outage_to_ms = found.ignored_version, found.outage_to_ms
         self._broken, self._plain = None, False
         self._behind.clear()
         self.window = Window(self.spec.params.avg_price_candles_count)
@@ -227,6 +228,8 @@ class Session:
         """Decide whether the candle may begin something, and note it where it may not."""
         if self._stopped:
             self._stopped = bool(stopped_reasons(self.store, self.context))
+        # On record as an outage it stays one, though it may still be the newest candle when the next run begins.
+        entries = entries and candle[0] > self._outage_to_ms
         if entries and not (self._stopping or self._stopped or self.outbox.crowded):
             self.outages.allow()
             self._plain = True
