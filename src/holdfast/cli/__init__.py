@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ..errors import HoldfastError
-from .exits import OK, complain, exit_code
+from .exits import OK, complain, exit_code, warnings_once
 from .loading import UserFileError
 
 _COMMANDS = {
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return end.code if isinstance(end.code, int) else OK
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        code = command(options)
+        with warnings_once():
+            code = command(options)
         sys.stdout.flush()
         return code
     except UserFileError as error:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..errors import CorruptedError, FencedError, HoldfastError, InvalidInputError, NotFoundError, UnsafeSettingError
 
@@ -29,3 +32,28 @@ def exit_code(error: HoldfastError) -> int:
 def complain(message: object) -> None:
     """Write one message to standard error."""
     print(f"holdfast: {message}", file=sys.stderr, flush=True)
+
+
+class _Once(logging.Handler):
+    """Tells each warning of the library once, however often a command opens the same store."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self._told:
+            self._told.add(message)
+            complain(message)
+
+
+@contextmanager
+def warnings_once() -> Iterator[None]:
+    """Write the library's warnings to standard error while a command runs, each once."""
+    logger, handler = logging.getLogger("holdfast"), _Once()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
