@@ -112,11 +112,6 @@ class Outbox:
         """Whether half of the rows are taken, so that no new signal may begin."""
         return 2 * (len(self._waiting) + len(self._delivered)) >= self._cap_rows
 
-    @property
-    def has_delivered(self) -> bool:
-        """Whether rows of delivered events wait for their deletion."""
-        return bool(self._delivered)
-
     def add(self, events: Iterable[Event]) -> None:
         """Take events that have just been committed, or were found at recovery, oldest first."""
         self._waiting.extend(events)
