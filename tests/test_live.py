@@ -772,8 +772,9 @@ async def test_a_minute_on_record_as_an_outage_stays_one_in_a_run_that_begins_in
     await stepped(session, *flat(43000, 0, 2))
     await session.close()
     failing = False
-    running = asyncio.ensure_future(anext(bot.run(store)))
-    await scene.waiting.wait()
-    assert await store.scan("signal") == {}
+    run = bot.run(store)
+    running = asyncio.ensure_future(anext(run))
+    await until(lambda: scene.waiting.is_set() or running.done())
     scene.go_on([candle(3, 43000)])
     assert (await running).candle_ms == minute_ms(3)
+    await run.aclose()
