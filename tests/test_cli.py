@@ -180,6 +180,21 @@ async def test_check_passes_a_sound_store_and_fails_on_a_broken_rule(
         assert not json.loads(capsys.readouterr().out)["ok"]
 
 
+def test_a_warning_that_comes_again_and_again_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from holdfast.cli import check
+
+    def noisy(options: object) -> int:
+        for _ in range(3):
+            logging.getLogger("holdfast").warning("%s lies in memory", "it")
+        return 0
+
+    monkeypatch.setattr(check, "_check", noisy)
+    assert main(["check"]) == 0
+    assert capsys.readouterr().err == "holdfast: it lies in memory\n"
+
+
 async def test_doctor_tells_what_is_promised_beside_a_running_bot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,21 +225,6 @@ async def test_quarantined_bytes_are_shown_and_fail_the_check(
 
 @pytest.mark.parametrize("name", ["show", "check"])
 @pytest.mark.parametrize("where", ["nowhere", "file:nowhere", "redish://x"])
-def test_a_warning_that_comes_again_and_again_is_told_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from holdfast.cli import check
-
-    def noisy(options: object) -> int:
-        for _ in range(3):
-            logging.getLogger("holdfast").warning("%s lies in memory", "it")
-        return 0
-
-    monkeypatch.setattr(check, "_check", noisy)
-    assert main(["check"]) == 0
-    assert capsys.readouterr().err == "holdfast: it lies in memory\n"
-
-
 def test_a_store_that_is_not_there_is_one_line_and_is_not_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, where: str
 ) -> None:
