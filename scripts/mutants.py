@@ -57,7 +57,7 @@ def try_mutant(mutant: Mutant, scratch: Path) -> Outcome:
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return outcome(True, "the tests did not end")
+        return outcome(False, f"the tests did not end within {TIMEOUT_SECONDS} s, which proves nothing")
     finally:
         shutil.rmtree(place, ignore_errors=True)
     if done.returncode == 1:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from holdfast.backends.disk import OsDisk
 from holdfast.backends.file import FileBackend
 from holdfast.cli import main
 from holdfast.cli.loading import UserFileError, load_bot
@@ -196,8 +197,9 @@ def test_a_warning_that_comes_again_and_again_is_told_once(
 
 
 async def test_doctor_tells_what_is_promised_beside_a_running_bot(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(OsDisk, "filesystem", lambda *_: "ext4")  # whatever the tests run on
     async with running(tmp_path):
         assert await command("doctor", str(tmp_path)) == 0
         told = capsys.readouterr().out

@@ -31,8 +31,13 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "holdfast.cli", *arguments]
 
 
+def said(stderr: str) -> str:
+    """Standard error without what a store says of the file system that the tests happen to run on."""
+    return "".join(line for line in stderr.splitlines(keepends=True) if " lies on " not in line)
+
+
 def holdfast(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    done = subprocess.run(
         command(*arguments),
         cwd=folder,
         env=ENVIRONMENT,
@@ -42,6 +47,8 @@ def holdfast(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         timeout=LIMIT_SECONDS,
         check=False,
     )
+    done.stderr = said(done.stderr)
+    return done
 
 
 @contextmanager
@@ -195,7 +202,7 @@ def test_beside_a_running_bot_others_may_look_but_not_run(tmp_path: Path) -> Non
         assert "Traceback" not in second.stderr
         assert len(stored(tmp_path)["contexts"]) == 4
         checked = holdfast("check", folder=tmp_path)
-        assert (checked.returncode, checked.stderr) == (0, ""), checked.stdout
+        assert (checked.returncode, said(checked.stderr)) == (0, ""), checked.stdout
         bot.send_signal(signal.SIGINT)
         rest, errors = bot.communicate(timeout=LIMIT_SECONDS)
     assert (bot.returncode, errors) == (0, "")
@@ -209,7 +216,7 @@ def test_a_run_goes_on_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
         assert bot.stdout is not None and bot.stderr is not None
         bot.stdout.readline()
         bot.stdout.close()
-        assert bot.stderr.read().splitlines() == [
+        assert said(bot.stderr.read()).splitlines() == [
             "holdfast: nobody reads standard output any more; the run goes on without it"
         ]
         assert bot.wait(LIMIT_SECONDS) == 0

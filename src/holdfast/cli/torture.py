@@ -62,8 +62,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _torture(options: argparse.Namespace) -> int:
-    if options.kills < 0:
-        raise InvalidInputError(f"--kills is {options.kills}: at least 0 is needed")
+    if options.kills < 1 and not options.steps:
+        raise InvalidInputError(f"--kills is {options.kills}: without --steps at least 1 is needed, to prove something")
+    for name, value in (("--minutes", options.minutes), ("--time-cap", options.time_cap), ("--speed", options.speed)):
+        if value is not None and (value < 0 or (value == 0 and name != "--time-cap")):
+            raise InvalidInputError(f"{name} is {value:g}: give a number above 0")
     load_bot(options.bot)
     symbols = [symbol for symbol in options.symbols.split(",") if symbol]
 
@@ -151,6 +154,14 @@ def _plain_progress(so_far: Round, kills: int) -> None:
         print(f"{so_far.kills}/{kills} kills, {so_far.commits} commits, {len(so_far.lost)} lost", file=sys.stderr)
 
 
+def _compared(found: Round) -> str:
+    if not found.lives:
+        return "not compared: no round was run"
+    if not found.identical or found.broken:
+        return "no"
+    return "yes" if found.trades else "yes, but the bot never traded: nothing much was proved"
+
+
 def _print(found: Round, *, plain: bool) -> None:
     during = ", ".join(f"{phase} {count}" for phase, count in sorted(found.during.items(), key=lambda item: -item[1]))
     rows = [
@@ -163,7 +174,7 @@ def _print(found: Round, *, plain: bool) -> None:
         ("invariants broken", f"{len(found.broken)}"),
         ("events repeated", f"{found.events_repeated} (same id: a consumer drops them)"),
         ("trades", f"{found.trades}"),
-        ("ledger identical", "yes" if found.identical and not found.broken else "no"),
+        ("ledger identical", _compared(found)),
         ("seconds", f"{found.seconds:.1f}"),
     ]
     print_table("Torture", ("what", "count"), [list(row) for row in rows], plain=plain)
