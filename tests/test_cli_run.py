@@ -202,10 +202,10 @@ def test_beside_a_running_bot_others_may_look_but_not_run(tmp_path: Path) -> Non
         assert "Traceback" not in second.stderr
         assert len(stored(tmp_path)["contexts"]) == 4
         checked = holdfast("check", folder=tmp_path)
-        assert (checked.returncode, said(checked.stderr)) == (0, ""), checked.stdout
+        assert (checked.returncode, checked.stderr) == (0, ""), checked.stdout
         bot.send_signal(signal.SIGINT)
         rest, errors = bot.communicate(timeout=LIMIT_SECONDS)
-    assert (bot.returncode, errors) == (0, "")
+    assert (bot.returncode, said(errors)) == (0, "")
     assert "commits" in rest.splitlines()[-1]
     assert holdfast("check", folder=tmp_path).returncode == 0
 
