@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, NamedTuple, TypeVar, cast
 
 from .contract import Backend, Guarantees, Head, Key, KeyPrefix, Op, Record, Survives
-from .domains import decode
+from .domains import decode, without_collections
 from .errors import (
     ConflictError,
     CorruptedError,
@@ -42,6 +42,9 @@ Observer = Callable[[str, int, Mapping[Key, Row | None]], None]
 _SCOPE = re.compile(r"[A-Za-z0-9._-]{1,57}")
 _OFTEN = 8
 """How many times a quarantine commit is tried while others write the same key."""
+
+
+_make = tuple.__new__  # what Loaded() comes to, without a call in Python for each of thousands of rows
 
 
 class Loaded(NamedTuple, Generic[R]):
@@ -253,11 +256,12 @@ class Store:
         damaged: dict[Key, str] = {}
         for place, members in groups.items():
             records, broken = await self._read(place, members)
-            for key, record in records.items():
-                try:
-                    found[key] = Loaded(decode(key, record.payload), record.version)
-                except CorruptedError as error:
-                    broken[key] = (record, error)
+            with without_collections():
+                for key, record in records.items():
+                    try:
+                        found[key] = _make(Loaded, (decode(key, record.payload), record.version))
+                    except CorruptedError as error:
+                        broken[key] = (record, error)
             for key, (kept, cause) in broken.items():
                 damaged[key] = await self._set_aside(key, kept, cause)
         if self._stopped:

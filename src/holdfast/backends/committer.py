@@ -181,7 +181,7 @@ class Committer:
                     if key in found.damaged:
                         why = f"{key}: its stored bytes are damaged; a copy is in the quarantine"
                         raise CorruptedError(why, key=key, backend=self.name)
-            return {key: rows[key] for key in keys if key in rows}
+            return {key: record for key, record in zip(keys, map(rows.get, keys), strict=True) if record is not None}
 
     def head(self, scope: str) -> Head:
         """Return the scope's durable commit number and its writers' last ops."""
@@ -278,16 +278,13 @@ class Committer:
         """Flush group after group until told to close."""
         while (first := self._queue.get()) is not None:
             group, size, last = [first], len(first.entry), False
-            while size < _MAX_GROUP_BYTES and not last:
-                try:
-                    more = self._queue.get_nowait()
-                except queue.Empty:
-                    break
+            while size < _MAX_GROUP_BYTES and not self._queue.empty():  # nobody else takes anything out
+                more = self._queue.get()
                 if more is None:
                     last = True
-                else:
-                    group.append(more)
-                    size += len(more.entry)
+                    break
+                group.append(more)
+                size += len(more.entry)
             try:
                 self._flush(group)
             except HoldfastError as error:
