@@ -12,10 +12,8 @@ truncated, emptied or swapped record is found at read.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any, NamedTuple, cast
 from zlib import crc32
@@ -302,18 +300,6 @@ def decode(key: Key, payload: bytes) -> Row:
         except msgspec.ValidationError:
             pass  # members of another version, or a wrong shape: the slow path tells which
     return _decode_slowly(key, text)
-
-
-@contextlib.contextmanager
-def without_collections() -> Iterator[None]:
-    """Spare the garbage collector while thousands of rows are decoded: they stay, so it would look and find nothing."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _decode_slowly(key: Key, text: bytes) -> Row:

@@ -18,8 +18,9 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, NamedTuple, TypeVar, cast
 
+from .bulk import without_collections
 from .contract import Backend, Guarantees, Head, Key, KeyPrefix, Op, Record, Survives
-from .domains import decode, without_collections
+from .domains import decode
 from .errors import (
     ConflictError,
     CorruptedError,

@@ -11,11 +11,11 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from ..bulk import without_collections
 from ..contract import How, Key, Survives
 from ..errors import CorruptedError, FencedError, NotFoundError, UnavailableError, UnknownOutcomeError
 from . import log
@@ -159,7 +159,7 @@ class Journal:
         here = self._directory
         where = f"{here.path}/{META}/{LOG}"
         try:
-            with _without_collections():
+            with without_collections():
                 found = log.replay(data)
             for scope, number in witness.heads.items():
                 head = found.state.scopes.get(scope, Scope()).number
@@ -292,18 +292,6 @@ class Journal:
                 self.suspect = True
                 _logger.warning(explain(error, f"cannot seal {self._directory.path}/{META}/{LOG}"))
         self.release()
-
-
-@contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
-    """Spare the garbage collector: it would look again and again at thousands of rows that stay, and find nothing."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _damaged(state: State) -> Iterator[tuple[str, Key]]:
