@@ -15,12 +15,17 @@ import holdfast
 SOURCE = Path(holdfast.__file__).parent
 CORE = ("contract", "errors", "names", "rows", "domains")
 STORE = ("store", "writer", "spans", "quarantine", "invariants")
-DRIVERS = {"ccxt", "pyarrow", "rich", "redis", "psycopg", "pymongo", "boto3", "aiosqlite", "sqlite3"}
+DRIVERS = {"ccxt", "pyarrow", "rich", "redis", "psycopg", "pymongo", "bson", "obstore", "cryptography", "opentelemetry"}
+DRIVERS |= {"boto3", "aiosqlite", "sqlite3"}
 EXTRAS = {
     "market.ccxt": {"ccxt"},
     "market.candles_file": {"pyarrow"},
     "backends.postgres": {"psycopg"},
     "backends.redis": {"redis"},
+    "backends.mongo": {"pymongo", "bson"},
+    "backends.s3": {"obstore"},
+    "wrappers.encrypted": {"cryptography"},
+    "wrappers.traced": {"opentelemetry"},
     "cli": {"rich"},
     "testing": {"pytest", "_pytest", "rich"},
 }
@@ -30,6 +35,7 @@ MAY_NOT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(CORE, (*STORE, *ABOVE_THE_STORE, "backends", "urls")),
     **dict.fromkeys(STORE, (*ABOVE_THE_STORE, "backends", "urls")),
     "backends": (*STORE, *ABOVE_THE_STORE, "domains", "rows"),
+    "wrappers": (*STORE, *ABOVE_THE_STORE, "domains", "rows", "backends", "urls"),
     "rules": (*STORE, "backends", "urls", "engine", "documents", "market", "cli", "testing", "process"),
     "engine": ("backends", "urls", "cli", "testing", "process"),
     "documents": ("backends", "rules", "engine", "market", "urls", "cli", "testing", "process"),

@@ -8,13 +8,14 @@ is forgotten. :class:`Witness` reads them and later looks into the store, read-o
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from zlib import crc32
 
 import msgspec
 
-from ..contract import Backend, Guarantees, Head, Key, KeyPrefix, Op, Record
+from ..contract import Backend, Key, Op, Record
+from ..wrappers.around import Around
 
 _OTHER = "other"
 
@@ -83,21 +84,13 @@ def phase_of(changes: Mapping[Key, bytes | None]) -> str:
     return _OTHER
 
 
-class Reporting:
+class Reporting(Around):
     """A backend that reports each commit before it is sent and after it was acknowledged."""
 
     def __init__(self, backend: Backend, reporter: Reporter, begun: Callable[[str], None] = lambda phase: None) -> None:
-        self.backend = backend
+        super().__init__(backend)
         self.reporter = reporter
         self.begun = begun
-
-    async def open(self, *, read_only: bool = False) -> Guarantees:
-        """Open the backend."""
-        return await self.backend.open(read_only=read_only)
-
-    async def read(self, scope: str, keys: Sequence[Key]) -> dict[Key, Record]:
-        """Read from the backend."""
-        return await self.backend.read(scope, keys)
 
     async def commit(
         self, scope: str, changes: Mapping[Key, bytes | None], expect: Mapping[Key, int], *, op: Op
@@ -110,24 +103,6 @@ class Reporting:
         rows = [(key, -1 if payload is None else crc32(payload)) for key, payload in changes.items()]
         self.reporter.tell(_Line("done", phase=phase, scope=scope, number=number, rows=rows))
         return number
-
-    async def head(self, scope: str) -> Head:
-        """Ask the backend."""
-        return await self.backend.head(scope)
-
-    async def keys(self, scope: str, prefix: KeyPrefix = KeyPrefix()) -> AsyncIterator[Key]:
-        """Ask the backend."""
-        async for key in self.backend.keys(scope, prefix):
-            yield key
-
-    async def scopes(self) -> AsyncIterator[str]:
-        """Ask the backend."""
-        async for scope in self.backend.scopes():
-            yield scope
-
-    async def close(self) -> None:
-        """Close the backend."""
-        await self.backend.close()
 
 
 class Witness:
