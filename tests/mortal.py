@@ -6,13 +6,14 @@ What they hold survives, as a disk would; everything after the death raises, as 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.backends.memory import MemoryBackend
-from holdfast.contract import Backend, Guarantees, Head, Key, KeyPrefix, Op, Record, Survives
+from holdfast.contract import Backend, Key, Op, Record, Survives
 from holdfast.documents.custom import CustomBackend
 from holdfast.store import Store
+from holdfast.wrappers.around import Around
 
 
 class Death(BaseException):
@@ -46,38 +47,24 @@ class Killer:
             await asyncio.sleep(0)
 
 
-class MortalBackend:
-    """A backend that dies when its killer says so; ``inner`` keeps its rows."""
+class MortalBackend(Around):
+    """A backend that dies when its killer says so; what it wraps keeps its rows."""
 
-    def __init__(self, inner: Backend, killer: Killer) -> None:
-        self.inner, self.killer = inner, killer
-
-    async def open(self, *, read_only: bool = False) -> Guarantees:
-        return await self.inner.open(read_only=read_only)
+    def __init__(self, backend: Backend, killer: Killer) -> None:
+        super().__init__(backend)
+        self.killer = killer
 
     async def read(self, scope: str, keys: Sequence[Key]) -> dict[Key, Record]:
         self.killer.pass_by()
-        return await self.inner.read(scope, keys)
+        return await super().read(scope, keys)
 
     async def commit(
         self, scope: str, changes: Mapping[Key, bytes | None], expect: Mapping[Key, int], *, op: Op
     ) -> int:
         await self.killer.pass_by_slowly()
-        number = await self.inner.commit(scope, changes, expect, op=op)
+        number = await super().commit(scope, changes, expect, op=op)
         await self.killer.pass_by_slowly()
         return number
-
-    async def head(self, scope: str) -> Head:
-        return await self.inner.head(scope)
-
-    def keys(self, scope: str, prefix: KeyPrefix = KeyPrefix()) -> AsyncIterator[Key]:
-        return self.inner.keys(scope, prefix)
-
-    def scopes(self) -> AsyncIterator[str]:
-        return self.inner.scopes()
-
-    async def close(self) -> None:
-        await self.inner.close()
 
 
 Shelf = dict[tuple[str, str, str], Any]

@@ -357,7 +357,7 @@ async def test_a_store_that_is_away_leaves_recovery_to_be_called_again() -> None
 
 def test_the_mortal_backend_dies_for_good() -> None:
     killer = Killer(0)
-    assert isinstance(MortalBackend(MemoryBackend(), killer).inner, MemoryBackend)
+    assert isinstance(MortalBackend(MemoryBackend(), killer).backend, MemoryBackend)
     for _ in range(2):
         with pytest.raises(Death):
             killer.pass_by()

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from ..backends.disk import Disk, Entry, Mode
 from ..contract import Backend, Guarantees, Head, Key, KeyPrefix, Op, Record
 from ..errors import FailedError, UnavailableError, UnknownOutcomeError
+from ..wrappers.around import Around
 
 _NEVER_FAIL = frozenset(("close", "filesystem"))
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EACCES, errno.EROFS)
@@ -175,7 +176,7 @@ class Fault(NamedTuple):
     call: Literal["open", "read", "commit", "head", "keys", "any"] = "commit"
 
 
-class FaultyBackend:
+class FaultyBackend(Around):
     """A backend whose calls can be refused, lose their answer, wait, or be the last.
 
     ``unavailable``: nothing is written, ``UnavailableError``. ``unknown_applied`` and ``unknown_lost``: the
@@ -189,7 +190,7 @@ class FaultyBackend:
     """
 
     def __init__(self, backend: Backend, *faults: Fault) -> None:
-        self.backend = backend
+        super().__init__(backend)
         self.faults = list(faults)
         self.calls: Counter[str] = Counter()
         self.hits = 0
@@ -223,21 +224,21 @@ class FaultyBackend:
         return fault.kind
 
     async def open(self, *, read_only: bool = False) -> Guarantees:
-        """Open the backend."""
+        """Open the backend, unless told otherwise."""
         await self._before("open")
-        return await self.backend.open(read_only=read_only)
+        return await super().open(read_only=read_only)
 
     async def read(self, scope: str, keys: Sequence[Key]) -> dict[Key, Record]:
-        """Read from the backend."""
+        """Read, unless told otherwise."""
         await self._before("read")
-        return await self.backend.read(scope, keys)
+        return await super().read(scope, keys)
 
     async def commit(
         self, scope: str, changes: Mapping[Key, bytes | None], expect: Mapping[Key, int], *, op: Op
     ) -> int:  # fmt: skip
         """Commit, unless told otherwise."""
         fault = await self._before("commit")
-        number = await self.backend.commit(scope, changes, expect, op=op)
+        number = await super().commit(scope, changes, expect, op=op)
         if fault == "unknown_applied":
             raise UnknownOutcomeError("the answer was lost: send the same op again")
         if fault == "die_after":
@@ -246,22 +247,18 @@ class FaultyBackend:
         return number
 
     async def head(self, scope: str) -> Head:
-        """Ask the backend."""
+        """Ask the backend, unless told otherwise."""
         await self._before("head")
-        return await self.backend.head(scope)
+        return await super().head(scope)
 
     async def keys(self, scope: str, prefix: KeyPrefix = KeyPrefix()) -> AsyncIterator[Key]:
-        """Ask the backend."""
+        """List, unless told otherwise."""
         await self._before("keys")
-        async for key in self.backend.keys(scope, prefix):
+        async for key in super().keys(scope, prefix):
             yield key
 
     async def scopes(self) -> AsyncIterator[str]:
-        """Ask the backend."""
+        """List, unless told otherwise."""
         await self._before("keys")
-        async for scope in self.backend.scopes():
+        async for scope in super().scopes():
             yield scope
-
-    async def close(self) -> None:
-        """Close the backend."""
-        await self.backend.close()

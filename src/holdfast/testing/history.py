@@ -7,11 +7,12 @@ begun before the cut. Rows, versions, ops and the writers' last ops must all be 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ..contract import Backend, Guarantees, Head, Key, KeyPrefix, Op, Record, WriterOp
+from ..contract import Backend, Guarantees, Head, Key, Op, Record, WriterOp
 from ..errors import ConflictError, CorruptedError, InvalidInputError, UnavailableError
+from ..wrappers.around import Around
 
 
 class ScopeState(NamedTuple):
@@ -159,11 +160,11 @@ def _number_of(op: Op, state: ScopeState) -> int | None:
     return next((record.version for record in state.rows.values() if record.op == op), None)
 
 
-class Witnessed:
+class Witnessed(Around):
     """A backend that notes every commit in a :class:`History`; otherwise the one that it is put around."""
 
     def __init__(self, backend: Backend, history: History) -> None:
-        self.backend = backend
+        super().__init__(backend)
         self.history = history
 
     async def open(self, *, read_only: bool = False) -> Guarantees:
@@ -198,17 +199,3 @@ class Witnessed:
         for writer, last in head.writers.items():
             self.history.learn(scope, Op(writer, last.n), last.number)
         return head
-
-    async def keys(self, scope: str, prefix: KeyPrefix = KeyPrefix()) -> AsyncIterator[Key]:
-        """Ask the backend."""
-        async for key in self.backend.keys(scope, prefix):
-            yield key
-
-    async def scopes(self) -> AsyncIterator[str]:
-        """Ask the backend."""
-        async for scope in self.backend.scopes():
-            yield scope
-
-    async def close(self) -> None:
-        """Close the backend."""
-        await self.backend.close()
