@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from servers.shared import own_name, shared
@@ -45,3 +46,12 @@ BACKENDS: dict[str, Factory] = {
     "sqlite": _sqlite,
     "postgres": _postgres,
 }
+
+URLS: dict[str, Callable[[Path], str]] = {
+    "memory": lambda place: "memory:",
+    "file": lambda place: f"file:{place / 'data'}",
+    "redis": lambda place: f"{shared('valkey').url}/0?prefix={own_name(place)}",
+    "sqlite": lambda place: f"sqlite:{place / 'store.db'}",
+    "postgres": lambda place: f"{shared('postgres').url}?schema={own_name(place)}",
+}
+"""The same by URL, for tests whose stores are opened by processes of their own (races, kills, the command line)."""
