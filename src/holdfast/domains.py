@@ -22,7 +22,7 @@ import msgspec
 from msgspec import UNSET
 
 from .contract import MAX_PAYLOAD_BYTES, Key
-from .errors import CorruptedError, InvalidInputError, NewerFormatError
+from .errors import CorruptedError, InvalidInputError, LockedError, NewerFormatError
 from .names import Context, entity_name, quote
 from .rows import (
     Entity,
@@ -288,6 +288,8 @@ def decode(key: Key, payload: bytes) -> Row:
     """
     text = payload[:-_TAIL]
     if payload[-_TAIL:] != b',"_sum":"%08x"}' % _checksum(key, text):
+        if payload.startswith(b'{"_encrypted":'):
+            raise LockedError(f"{key}: encrypted: name the store as encrypted+URL, and give its keys", key=key)
         if payload[-_TAIL:][:9] != b',"_sum":"' or payload[-2:] != b'"}':
             raise CorruptedError(f"{key}: not a Holdfast record (no checksum at its end)", key=key)
         raise CorruptedError(f"{key}: the checksum does not match: damaged, or another key's record", key=key)

@@ -58,11 +58,34 @@ class UnknownOutcomeError(HoldfastError):
 
 
 class CorruptedError(HoldfastError):
-    """Stored bytes are damaged, foreign or of a newer format. Stop this key; its bytes were kept."""
+    """Stored bytes are damaged, foreign or of a newer format. Stop this key; its bytes were kept.
+
+    Args:
+        record: The record as it lies on the medium, where whoever found the damage has it: the store then keeps
+            its exact bytes in quarantine. None where the backend keeps them itself.
+        more: What else the same read found damaged, an error each.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        key: object = None,
+        backend: str | None = None,
+        record: object = None,
+        more: Iterable[CorruptedError] = (),
+    ) -> None:
+        super().__init__(message, key=key, backend=backend)
+        self.record = record
+        self.more = tuple(more)
 
 
 class NewerFormatError(CorruptedError):
     """The row is whole, but a newer version wrote it. Upgrade; it was left where it is."""
+
+
+class LockedError(NewerFormatError):
+    """The row needs another key, or is plain where encrypted rows belong (or the reverse). It was left where it is."""
 
 
 class FencedError(HoldfastError):

@@ -280,9 +280,9 @@ class Store:
             except CorruptedError as error:
                 if error.key not in keys:
                     raise
-                bad = error.key
-                broken[bad] = (None, error)
-                keys = [key for key in keys if key != bad]
+                for one in (error, *error.more):
+                    broken[cast("Key", one.key)] = (cast("Record | None", one.record), one)
+                keys = [key for key in keys if key not in broken]
 
     async def scan(self, domain: str, entity_name: str = "") -> dict[Key, Loaded[Row]]:
         """Return the good rows of a domain, or of one entity of it, in byte order of their keys.
