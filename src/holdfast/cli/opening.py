@@ -9,7 +9,7 @@ from pathlib import Path
 from ..contract import Survives
 from ..errors import InvalidInputError
 from ..store import Store
-from ..urls import open_backend
+from ..urls import open_backend, parse_store
 
 DEFAULT_STORE = "./dump/data"
 
@@ -24,9 +24,10 @@ async def reading(where: str | None) -> AsyncIterator[Store]:
     where = DEFAULT_STORE if where is None else where
     if not where:
         raise InvalidInputError("the store's name is empty: name the folder that the bot writes to")
-    path = where.removeprefix("file:")
-    if (where != path or ":" not in where) and not (Path(path) / ".holdfast").is_dir():
-        raise InvalidInputError(f"there is no store at {path}: name the folder that the bot writes to")
+    folders = parse_store(where).folders
+    if None not in folders and not any((Path(str(folder)) / ".holdfast").is_dir() for folder in folders):
+        named = " or ".join(map(str, folders))
+        raise InvalidInputError(f"there is no store at {named}: name the folder that the bot writes to")
     store = Store(open_backend(where), require=Survives.NOTHING)
     await store.open(read_only=True)
     try:

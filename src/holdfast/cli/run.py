@@ -23,7 +23,7 @@ from ..market.replay import ReplayMarket
 from ..names import Context
 from ..rows import Event, Row, SessionRow
 from ..store import Store
-from ..urls import open_backend
+from ..urls import open_backend, parse_store
 from .exits import OK, UNAVAILABLE, exit_code
 from .loading import load_bot
 from .opening import reading
@@ -107,7 +107,7 @@ async def _decided_ms(where: str | None, contexts: Sequence[Context]) -> int:
     A paper market of ours goes on there. From its beginning it would show a bot that was started again only what
     that bot has decided already.
     """
-    if where == "memory:":
+    if where is not None and parse_store(where).in_memory:
         return 0
     keys = [context_key("session", context) for context in contexts]
     try:
@@ -234,8 +234,9 @@ class _Run:
             finally:
                 await close_stores()
             return
-        require = Survives.NOTHING if where == "memory:" else Survives.PROCESS
-        store = Store(self._backend(where or "./dump/data"), routes=current_routes(), require=require)
+        where = where or "./dump/data"
+        require = Survives.NOTHING if parse_store(where).in_memory else Survives.PROCESS
+        store = Store(self._backend(where), routes=current_routes(), require=require)
         await store.open()
         use_store(store)  # what the user's file reads and writes through the adapters lies there too
         try:

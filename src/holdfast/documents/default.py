@@ -62,7 +62,7 @@ def use_store(store: Store | str | Path | None) -> None:
     if isinstance(store, Store):
         _chosen = SharedStore("the store passed to use_store()", lambda: store, own=False)
     elif isinstance(store, Path) or (isinstance(store, str) and store and "\0" not in store):
-        if isinstance(store, Path) or (":" not in store):
+        if isinstance(store, Path) or _is_path(store):
             _location = Path(store).resolve()
         else:
             _chosen = store_of(store)
@@ -70,6 +70,13 @@ def use_store(store: Store | str | Path | None) -> None:
         _location = None
     else:
         raise InvalidInputError(f"use_store() takes a Store, a path, a URL or None, not {store!r:.80}")
+
+
+def _is_path(name: str) -> bool:
+    from ..urls import parse_store
+
+    parsed = parse_store(name)
+    return not parsed.wrappers and parsed.places == (name,) and ":" not in name
 
 
 def shared() -> SharedStore:

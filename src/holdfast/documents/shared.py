@@ -282,19 +282,19 @@ def store_at(directory: Path) -> SharedStore:
 
 
 def store_of(name: str) -> SharedStore:
-    """Return the process's store for a URL such as ``memory:``, or a path."""
-    path = name.removeprefix("file:")
-    if "://" not in name and not name.startswith("memory:"):
-        return store_at(Path(path).absolute())
+    """Return the process's store for a store's name: a path or a URL, perhaps with wrappers and copies."""
+    from ..urls import open_backend, parse_store
+
+    parsed = parse_store(name)
+    if not parsed.wrappers and len(parsed.places) == 1 and (folder := parsed.folders[0]) is not None:
+        return store_at(Path(folder).absolute())
     if name not in _stores:
 
         def make() -> Store:
-            from ..urls import open_backend
-
-            weak = name.startswith("memory:")  # asked for by name
+            weak = parsed.in_memory  # asked for by name
             return Store(open_backend(name), require=Survives.NOTHING if weak else Survives.PROCESS)
 
-        _stores[name] = SharedStore(name, make)
+        _stores[name] = SharedStore("the store named to use_store()", make)  # its name may hold a password
     return _stores[name]
 
 
