@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
-from ..contract import MAX_PAYLOAD_BYTES, MAX_WRITERS, Backend, Key, KeyPrefix, Op, Record, WriterOp
+from ..contract import MAX_WRITERS, Backend, Key, KeyPrefix, Op, Record, WriterOp
 from ..errors import ConflictError, FailedError, HeldError, HoldfastError, InvalidInputError
 from .conformance import Bench, Need, check
 
@@ -242,7 +242,7 @@ async def scopes_do_not_touch_each_other(bench: Bench) -> None:
 async def a_payload_over_the_limit_is_refused_and_one_at_it_is_kept(bench: Bench) -> None:
     backend = await bench.open()
     await bench.put(backend, {0: 1})
-    largest = b'"' + b"x" * (MAX_PAYLOAD_BYTES - 2) + b'"'
+    largest = b'"' + b"x" * (bench.material.most_bytes - 2) + b'"'
     changes = {bench.keys[0]: largest + b" ", bench.keys[1]: bench.payload(1, 1)}
     await refused_with(InvalidInputError, backend.commit(bench.scope, changes, {}, op=bench.op()))
     assert await bench.get(backend, 1) is None

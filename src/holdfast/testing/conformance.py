@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..contract import Backend, Guarantees, Key, Op, Record, Survives
+from ..contract import MAX_PAYLOAD_BYTES, Backend, Guarantees, Key, Op, Record, Survives
 from ..errors import HoldfastError
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Material(NamedTuple):
     """Payloads that must come back byte for byte under the first key."""
     free: bool = True
     """Any other key and any other JSON text can be written too; otherwise only the above."""
+    most_bytes: int = MAX_PAYLOAD_BYTES
+    """The largest payload that a commit must take."""
 
 
 def _plain_payload(key: Key, number: int) -> bytes:

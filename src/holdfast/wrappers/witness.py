@@ -1,0 +1,314 @@
+"""A local memory of what a store has shown before, so that an older state put back is noticed.
+
+Encryption cannot tell a row from the same row as it was last week: both are genuine. The witness can: a small file on
+this machine, out of reach of whoever can write to the store, keeps for each scope the highest commit number seen, and
+for each row its last version and op.
+
+Invariants:
+
+* Only what the store has acknowledged, or shown to a reader, is noted: a crash, or a power cut within what the store
+  attests, never leaves the witness ahead of the store, so it raises no false alarm.
+* It may lag: the file is written at most :data:`FLUSH_SECONDS` after a change, and at close. Put back within that time
+  of a crash, an older state is not noticed.
+* Numbers only grow. Processes that share a file add what they know; none takes back what another noted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
+
+import msgspec
+
+from ..contract import Head, Key, Op, Record
+from ..errors import CorruptedError, InvalidInputError
+
+_log = logging.getLogger("holdfast")
+
+FLUSH_SECONDS = 1.0
+MAX_ROWS = 10_000
+"""Of how many rows of a store the file keeps the last version. Deleted ones go first, then those longest unchanged;
+for what is gone only the scope's number is compared."""
+_FORMAT = 1
+
+
+class Seen(NamedTuple):
+    """The last that was seen of a row: its version and the op that wrote it; no writer once it was deleted."""
+
+    version: int
+    writer: str
+    n: int
+
+
+class _Section(msgspec.Struct):
+    """What is known of one store."""
+
+    scopes: dict[str, int] = {}
+    rows: dict[str, tuple[int, str, int]] = {}
+    """Under ``SCOPE DOMAIN/NAME/ID``."""
+
+
+class _File(msgspec.Struct):
+    format: int
+    stores: dict[str, _Section]
+
+
+class Witness:
+    """One store's part of a witness file.
+
+    Args:
+        path: The file; its directory must exist. Several stores and processes may share it.
+        flush_seconds: How long it may lag behind.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, flush_seconds: float = FLUSH_SECONDS) -> None:
+        self.path = Path(path)
+        self._flush_seconds = flush_seconds
+        self._store = ""
+        self._scopes: dict[str, int] = {}
+        self._rows: dict[str, Seen] = {}
+        self._changed = False
+        self._task: asyncio.Task[None] | None = None
+        self._writing = asyncio.Lock()
+        self._read_only = False
+
+    def __repr__(self) -> str:
+        return f"Witness({str(self.path)!r})"
+
+    # ------------------------------------------------------------------ opening and closing
+
+    async def open(self, store: str, *, read_only: bool) -> bool:
+        """Read what is known of ``store``; return whether anything was.
+
+        Args:
+            store: The backend's own name, without credentials.
+            read_only: Write nothing.
+
+        Raises:
+            InvalidInputError: The file cannot be read or written; the message names it.
+            CorruptedError: It is damaged.
+
+        Crash: The file is as it was, or new and whole.
+        """
+        self._store, self._read_only, self._writing = store, read_only, asyncio.Lock()
+        section = (await asyncio.to_thread(_load, self.path)).stores.get(store)
+        self._scopes, self._rows, self._changed = {}, {}, False
+        if section is not None:
+            self._take(section)
+        if not read_only:
+            try:
+                await self.flush()
+            except OSError as error:
+                raise InvalidInputError(f"the witness {self.path} cannot be written: {error.strerror}") from error
+        return section is not None
+
+    async def close(self) -> None:
+        """Write what was noted since. Repeatable.
+
+        Crash: What was noted in the last moments may be missing.
+        """
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if self._changed:
+            await self._flush_or_tell()
+
+    # ------------------------------------------------------------------ comparing
+
+    @property
+    def scopes(self) -> Mapping[str, int]:
+        """For each scope the highest commit number seen."""
+        return dict(self._scopes)
+
+    def floor(self, scope: str) -> int:
+        """Return the highest commit number seen of ``scope``; 0 if none was."""
+        return self._scopes.get(scope, 0)
+
+    def known(self, scope: str, keys: Iterable[Key]) -> dict[Key, Seen]:
+        """Return what is known of ``keys`` at this moment: what a read that begins now may not fall behind."""
+        rows = self._rows
+        return {key: seen for key in keys if (seen := rows.get(f"{scope} {key}")) is not None}
+
+    def require_head(self, scope: str, number: int, floor: int) -> None:
+        """Refuse a scope that stands before what was seen.
+
+        Raises:
+            CorruptedError: Commits are missing that had been there.
+        """
+        if number < floor:
+            raise CorruptedError(
+                f"scope {scope} stands at commit {number}, but {self.path} has seen {floor}: an older state of the "
+                "store was put back, or it lost commits (a restore, a failover). Compare with your exchange before "
+                "you trade; to accept it as it is, move that file away",
+                backend=self._store,
+            )
+
+    @staticmethod
+    def why_not(record: Record, seen: Seen) -> str:
+        """Return why ``record`` cannot be what follows ``seen``; empty if it can."""
+        version, op = record.version, record.op
+        if version < seen.version:
+            gone = "deleted" if not seen.writer else "written"
+            return f"it is of commit {version}, but commit {seen.version}, which has {gone} it since, was seen"
+        if version == seen.version and (seen.writer, seen.n) != (op.writer, op.n):
+            return f"at commit {version} another op was seen"
+        if version > seen.version and op.writer == seen.writer and op.n <= seen.n:
+            return f"op {op.n} of {op.writer} cannot come after its op {seen.n}, which was seen at {seen.version}"
+        return ""
+
+    # ------------------------------------------------------------------ noting
+
+    def note_head(self, scope: str, head: Head) -> None:
+        """Take note of where a scope stands."""
+        self._raise_scope(scope, head.number)
+
+    def note_read(self, scope: str, records: Mapping[Key, Record]) -> None:
+        """Take note of rows that a read has returned."""
+        for key, (_, version, op) in records.items():
+            self._note(scope, key, Seen(version, op.writer, op.n))
+
+    def note_commit(self, scope: str, number: int, changes: Mapping[Key, bytes | None], op: Op) -> None:
+        """Take note of a commit that the store has acknowledged."""
+        for key, payload in changes.items():
+            self._note(scope, key, Seen(number, "", -1) if payload is None else Seen(number, op.writer, op.n))
+        self._raise_scope(scope, number)
+
+    def _note(self, scope: str, key: Key, seen: Seen) -> None:
+        name = f"{scope} {key}"
+        before = self._rows.get(name)
+        if before is None or before.version < seen.version:
+            self._rows[name] = seen
+            self._raise_scope(scope, seen.version)
+            self._touch()
+
+    def _raise_scope(self, scope: str, number: int) -> None:
+        if number > self._scopes.get(scope, 0):
+            self._scopes[scope] = number
+            self._touch()
+
+    def _touch(self) -> None:
+        self._changed = True
+        if not self._read_only and (self._task is None or self._task.done()):
+            self._task = asyncio.get_running_loop().create_task(self._flush_later(), name="holdfast witness")
+
+    def _take(self, section: _Section) -> None:
+        for scope, number in section.scopes.items():
+            self._scopes[scope] = max(number, self._scopes.get(scope, 0))
+        for name, row in section.rows.items():
+            before = self._rows.get(name)
+            if before is None or before.version < row[0]:
+                self._rows[name] = Seen(*row)
+
+    # ------------------------------------------------------------------ writing
+
+    async def _flush_later(self) -> None:
+        while self._changed:
+            await asyncio.sleep(self._flush_seconds)
+            await self._flush_or_tell()
+
+    async def _flush_or_tell(self) -> None:
+        try:
+            await self.flush()
+        except (OSError, CorruptedError, InvalidInputError) as error:
+            _log.warning("the witness %s could not be written: %s", self.path, error)
+
+    async def flush(self) -> None:
+        """Add what this process knows to the file, and learn what others have added.
+
+        Raises:
+            OSError: It cannot be written; the file is as it was.
+
+        Crash: The file is as it was, or new and whole.
+        """
+        if self._read_only:
+            return
+        async with self._writing:
+            mine = _Section(dict(self._scopes), dict(self._rows.items()))
+            self._changed = False
+            writing = asyncio.ensure_future(asyncio.to_thread(_merge, self.path, self._store, mine))
+            try:
+                merged = await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await asyncio.wait([writing])  # the thread goes on, and nobody may write beside it
+                self._changed = True
+                raise
+            except BaseException:
+                self._changed = True
+                raise
+            self._take(merged)
+            if len(self._rows) > 2 * MAX_ROWS:
+                kept = merged.rows
+                self._rows = {name: Seen(*row) for name, row in kept.items()}
+
+
+def _load(path: Path) -> _File:
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return _File(_FORMAT, {})
+    except OSError as error:
+        raise InvalidInputError(f"the witness {path} cannot be read: {error.strerror}") from error
+    text, _, checksum = raw.rstrip(b"\n").rpartition(b"\n")
+    if checksum != b"%08x" % crc32(text):
+        raise CorruptedError(f"the witness {path} is damaged: move it away to begin anew, and ask who changed it")
+    try:
+        found = msgspec.json.decode(text, type=_File)
+    except msgspec.DecodeError as error:
+        raise CorruptedError(f"the witness {path} cannot be read: {error}") from error
+    if found.format != _FORMAT:
+        raise CorruptedError(f"the witness {path} has format {found.format}: a newer version wrote it: upgrade")
+    return found
+
+
+def _merge(path: Path, store: str, mine: _Section) -> _Section:
+    """Add ``mine`` to the file and return what it then holds of ``store``. Runs in a thread."""
+    with _locked(path):
+        whole = _load(path)
+        section = whole.stores.setdefault(store, _Section({}, {}))
+        for scope, number in mine.scopes.items():
+            section.scopes[scope] = max(number, section.scopes.get(scope, 0))
+        for name, row in mine.rows.items():
+            if name not in section.rows or section.rows[name][0] < row[0]:
+                section.rows[name] = row
+        if len(section.rows) > MAX_ROWS:
+            by_worth = sorted(section.rows.items(), key=lambda item: (item[1][1] != "", item[1][0]))
+            section.rows = dict(by_worth[-MAX_ROWS:])
+        text = msgspec.json.encode(whole)
+        _replace(path, b"%b\n%08x\n" % (text, crc32(text)))
+    return section
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _replace(path: Path, data: bytes, *, sync: Callable[[int], None] = os.fsync) -> None:
+    temporary = f"{path}.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        sync(fd)  # before the rename: else a power cut could leave the new name with no content
+    finally:
+        os.close(fd)
+    Path(temporary).replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync(directory)
+    finally:
+        os.close(directory)
