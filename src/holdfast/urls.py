@@ -101,6 +101,7 @@ def open_backend(url_or_path: str) -> Backend:
         quorum=name.quorum,
         retrying="retrying" in name.wrappers,
         keys=keys_from_environment() if "encrypted" in name.wrappers else None,
+        witness=(os.environ.get("HOLDFAST_WITNESS") or None) if "encrypted" in name.wrappers else None,
         cached="cached" in name.wrappers,
         traced="traced" in name.wrappers,
     )

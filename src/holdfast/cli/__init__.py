@@ -17,6 +17,7 @@ _COMMANDS = {
     "show": "what is stored: contexts, positions, risk slots, events, trades",
     "check": "verify every stored row and every rule; exit code 1 when one is broken",
     "doctor": "what a store really promises, and which setting to change",
+    "rekey": "bring every row of an encrypted store under the current key",
     "torture": "kill a run again and again, and compare with one that was never killed",
 }
 _EPILOG = (

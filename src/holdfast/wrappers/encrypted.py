@@ -140,12 +140,25 @@ class Encrypted(Around):
                 holds it as it lies on the medium, where it was left. ``error.more`` has further ones.
             LockedError: A row is encrypted under a key that the keyring lacks, or is not encrypted.
         """
+        found, wrong = await self.examine(scope, keys)
+        if wrong:
+            wrong[0].more = tuple(wrong[1:])
+            raise wrong[0]
+        return {key: plain for key, (_, plain) in found.items()}
+
+    async def examine(
+        self, scope: str, keys: Sequence[Key]
+    ) -> tuple[dict[Key, tuple[Record, Record]], list[CorruptedError]]:
+        """Read ``keys``; return each record as it lies on the medium and decrypted, and what is wrong with the others.
+
+        Raises:
+            CorruptedError: What is wrapped found a row damaged.
+        """
         witness = self.witness
         seen = {} if witness is None else witness.known(scope, keys)  # before the read: others may commit meanwhile
-        found = await self.backend.read(scope, keys)
-        plain: dict[Key, Record] = {}
+        good: dict[Key, tuple[Record, Record]] = {}
         wrong: list[CorruptedError] = []
-        for key, record in found.items():
+        for key, record in (await self.backend.read(scope, keys)).items():
             try:
                 payload = self.opened(scope, key, record)
                 if key in seen and (why := Witness.why_not(record, seen[key])):
@@ -154,13 +167,10 @@ class Encrypted(Around):
                 error.record, error.backend = record, self._shown
                 wrong.append(error)
             else:
-                plain[key] = Record(payload, record.version, record.op)
+                good[key] = record, Record(payload, record.version, record.op)
         if witness is not None:
-            witness.note_read(scope, plain)
-        if wrong:
-            wrong[0].more = tuple(wrong[1:])
-            raise wrong[0]
-        return plain
+            witness.note_read(scope, {key: record for key, (record, _) in good.items()})
+        return good, wrong
 
     async def commit(
         self, scope: str, changes: Mapping[Key, bytes | None], expect: Mapping[Key, int], *, op: Op
