@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ import msgspec
 from ..contract import Key
 from ..domains import decode
 from ..errors import InvalidInputError
-from ..urls import open_backend
+from ..urls import open_backend, parse_store
 from ..wrappers.keyring import ENVIRONMENT, new_entry
 from .exits import OK, STOPPED, UNAVAILABLE
 from .tables import fancy, print_json, print_table
@@ -55,6 +56,9 @@ def _rekey(options: argparse.Namespace) -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
+    folders = parse_store(options.store).folders
+    if None not in folders and not any((Path(str(folder)) / ".holdfast").is_dir() for folder in folders):
+        raise InvalidInputError(f"there is no store at {' or '.join(map(str, folders))}: name the bot's folder")
     backend = open_backend(options.store)
     from ..wrappers.rekeying import encrypted_in, rekey  # needs an extra, about which open_backend has complained
 

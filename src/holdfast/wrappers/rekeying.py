@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import cast
 
 import msgspec
 
@@ -87,18 +88,23 @@ class _Run:
             if sealed_row(key, raw.payload).key != self.result.key:
                 stale[key] = plain
         for error in wrong:
-            key, record = error.key, error.record
-            assert isinstance(key, Key)
-            assert isinstance(record, Record)
-            if self.accept_plain is not None and isinstance(error, LockedError) and is_plain(record.payload):
-                try:
-                    self.accept_plain(key, record.payload)
-                    stale[key] = record
-                    continue
-                except CorruptedError as worse:
-                    error = worse
-            self._leave(error)
+            record = self._plain_record(error)
+            if record is None:
+                self._leave(error)
+            else:
+                stale[cast("Key", error.key)] = record
         return stale
+
+    def _plain_record(self, error: CorruptedError) -> Record | None:
+        """Return the plain row that is to be encrypted, if that is all that is wrong."""
+        key, record = cast("Key", error.key), cast("Record", error.record)
+        if self.accept_plain is None or not isinstance(error, LockedError) or not is_plain(record.payload):
+            return None
+        try:
+            self.accept_plain(key, record.payload)
+        except CorruptedError:
+            return None
+        return record
 
     def _leave(self, error: CorruptedError) -> None:
         self.result.left[str(error.key)] = str(error)
