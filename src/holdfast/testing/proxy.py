@@ -54,11 +54,13 @@ class Proxy:
 
     Args:
         server_port: Where the server listens.
+        server_host: On which machine.
         delay_seconds: How long every chunk waits, in each direction.
     """
 
-    def __init__(self, server_port: int, *, delay_seconds: float = 0.0) -> None:
+    def __init__(self, server_port: int, *, server_host: str = "127.0.0.1", delay_seconds: float = 0.0) -> None:
         self.server_port = server_port
+        self.server_host = server_host
         self.delay_seconds = delay_seconds
         self.passed: dict[Direction, int] = {"requests": 0, "answers": 0}
         """How many bytes went through."""
@@ -116,7 +118,7 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            server = await asyncio.open_connection("127.0.0.1", self.server_port)
+            server = await asyncio.open_connection(self.server_host, self.server_port)
         except OSError:
             writer.transport.abort()
             return
