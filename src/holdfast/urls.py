@@ -9,6 +9,7 @@ Messages never repeat a URL: it may hold a password.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
