@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,15 @@ import msgspec
 from ..contract import Key
 from ..domains import context_key
 from ..engine.registry import default_registry
-from ..errors import InvalidInputError
+from ..errors import FailedError, InvalidInputError
 from ..market.pace import Pace
 from ..market.serve import build_market
 from ..rows import Outage
 from ..rules.params import get_config
+from ..testing.places import derived
 from ..testing.pure import pure_rows
 from ..testing.torture import Plan, Round, torture
+from ..urls import open_backend
 from .exits import LOSS, OK
 from .loading import load_bot
 from .plan import Plan as RunPlan
@@ -41,6 +46,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "over the same candles that was never killed. Exit code 1 on any loss.",
     )
     parser.add_argument("bot", metavar="BOT.py", help="a Python file that adds strategies")
+    parser.add_argument(
+        "--store", default="", metavar="PATH|URL",
+        help="beside which store each run gets a place of its own, removed afterwards (default: temporary files)",
+    )  # fmt: skip
     parser.add_argument("--kills", type=int, default=100, metavar="N", help="how many random kills (default: 100)")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="for the market and the kills (default: 1)")
     parser.add_argument("--symbols", default="", metavar="A,B", help="run on these (default: each strategy's own)")
@@ -54,6 +63,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--every-step", "--steps", dest="steps", action="store_true", help="first kill at every numbered step"
     )
+    parser.add_argument("--server-kills", type=int, default=0, metavar="N", help="also kill the server so often")
+    parser.add_argument(
+        "--server", default="", metavar="COMMAND",
+        help="kills the store's server with SIGKILL, starts it again and returns when it answers",
+    )  # fmt: skip
     parser.add_argument("--resume", metavar="DIR", help="keep results there, and go on where an earlier call stopped")
     parser.add_argument("--time-cap", type=float, default=0.0, metavar="SECONDS", help="begin no round after so long")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
@@ -67,10 +81,40 @@ def _torture(options: argparse.Namespace) -> int:
     for name, value in (("--minutes", options.minutes), ("--time-cap", options.time_cap), ("--speed", options.speed)):
         if value is not None and (value < 0 or (value == 0 and name != "--time-cap")):
             raise InvalidInputError(f"{name} is {value:g}: give a number above 0")
+    if bool(options.server) != (options.server_kills > 0):
+        raise InvalidInputError("--server-kills N and --server COMMAND belong together: give both, or neither")
+    server = None
+    if command := shlex.split(options.server):
+        server = partial(_run_hook, command)
+    with tempfile.TemporaryDirectory(prefix="holdfast-torture-") as scratch:
+        plan = torture_plan(options, work=options.resume or scratch)
+        with _progress(plain=options.plain or options.json) as progress:
+            found = torture(plan, progress, server=server)
+    if options.json:
+        plain: Any = msgspec.to_builtins(found)
+        print_json(plain | {"ok": found.ok})
+    else:
+        _print(found, plain=options.plain)
+    return OK if found.ok else LOSS
+
+
+def _run_hook(command: Sequence[str]) -> None:
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise FailedError(f"--server {command[0]} ended with {done.returncode}: it must bring the server back")
+
+
+def torture_plan(options: argparse.Namespace, *, work: str) -> Plan:
+    """Return what the options of the command ask for; loads the bot into this process.
+
+    Raises:
+        InvalidInputError: The bot, the market or the store cannot be used.
+    """
     load_bot(options.bot)
     symbols = [symbol for symbol in options.symbols.split(",") if symbol]
-
     minutes = options.minutes or (None if options.market else _MINUTES)
+    if options.store:
+        open_backend(derived(options.store, "torture").store)  # complains now, not in the middle
 
     def planned(seed: int) -> RunPlan:
         return make_plan(
@@ -93,23 +137,13 @@ def _torture(options: argparse.Namespace) -> int:
         by_context = {one: outages.get(context_key("outage", one).entity_name, ()) for one in first.contexts}
         return await pure_rows(market, default_registry, get_config(), by_context)
 
-    seconds = (minutes or _MINUTES) * 60 / options.speed if options.speed else 1.0
-    run = ("--symbols", options.symbols) if symbols else ()
-    with tempfile.TemporaryDirectory(prefix="holdfast-torture-") as scratch:
-        plan = Plan(
-            bot=str(Path(options.bot).resolve()), kills=options.kills, seed=options.seed, steps=options.steps,
-            work=options.resume or scratch, time_cap_seconds=options.time_cap,
-            market=lambda seed: planned(seed).server, run=run, run_seconds=seconds,
-            expected=None if options.speed is None else expected,
-        )  # fmt: skip
-        with _progress(plain=options.plain or options.json) as progress:
-            found = torture(plan, progress)
-    if options.json:
-        plain: Any = msgspec.to_builtins(found)
-        print_json(plain | {"ok": found.ok})
-    else:
-        _print(found, plain=options.plain)
-    return OK if found.ok else LOSS
+    return Plan(
+        bot=str(Path(options.bot).resolve()), kills=options.kills, seed=options.seed, steps=options.steps,
+        server_kills=options.server_kills, work=work, store=options.store, time_cap_seconds=options.time_cap,
+        market=lambda seed: planned(seed).server, run=("--symbols", options.symbols) if symbols else (),
+        waits=options.speed is None, expected=expected,
+        run_seconds=(minutes or _MINUTES) * 60 / options.speed if options.speed else 1.0,
+    )  # fmt: skip
 
 
 class _Ended:
@@ -166,6 +200,7 @@ def _print(found: Round, *, plain: bool) -> None:
     during = ", ".join(f"{phase} {count}" for phase, count in sorted(found.during.items(), key=lambda item: -item[1]))
     rows = [
         ("kills", f"{found.kills}"),
+        *([("kills of the server", f"{found.server_kills}")] if found.server_kills else []),
         ("during", during or "-"),
         ("recoveries", f"{found.recoveries}"),
         ("commits acknowledged", f"{found.commits}"),
@@ -178,5 +213,7 @@ def _print(found: Round, *, plain: bool) -> None:
         ("seconds", f"{found.seconds:.1f}"),
     ]
     print_table("Torture", ("what", "count"), [list(row) for row in rows], plain=plain)
+    for name in found.kept:
+        print(f"kept: {name}")
     for text in (*found.lost, *found.duplicated, *found.broken, *found.differences)[:10]:
         print(text)

@@ -1,4 +1,4 @@
-"""What ``holdfast run`` puts around its file store when the proof kit watches it or kills it."""
+"""What ``holdfast run`` puts around its store when the proof kit watches it or kills it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ from ..contract import Backend
 from ..engine.listeners import Tick, default_listeners
 from ..errors import InvalidInputError
 from ..rows import Event
-from .killer import KillerDisk
+from ..urls import open_backend
+from .killer import Countdown, KillerBackend, KillerDisk
+from .places import file_path
 from .witness import Reporter, Reporting
 
 
 def watched_backend(where: str, *, witness_fd: int | None, kill_at: str | None) -> Backend:
-    """Return a file backend that reports to a witness and dies where it is told to.
+    """Return a backend that reports to a witness and dies where it is told to.
+
+    The steps of a file store are its file-system calls that change something. Those of any other, wrapped ones
+    included, are the two sides of each call: before it is sent, and after its answer.
 
     Args:
-        where: The store's directory, perhaps with ``file:`` before it.
+        where: The store: a path or a URL, perhaps with wrappers; see :func:`holdfast.urls.open_backend`.
         witness_fd: An open descriptor for the witness's lines; None for no witness.
-        kill_at: ``N``: die before the N-th changing file-system call; ``PHASE:N``: before the N-th one after
-            the first commit of that phase began (see :func:`holdfast.testing.witness.phase_of`).
+        kill_at: ``N``: die at the N-th step; ``PHASE:N``: at the N-th one after the first commit of that phase
+            began (see :func:`holdfast.testing.witness.phase_of`).
 
     Raises:
-        InvalidInputError: ``kill_at`` is malformed.
+        InvalidInputError: ``kill_at`` is malformed, or ``where`` names no store.
     """
     phase, _, number = (kill_at or "0").rpartition(":")
     if not number.isdecimal():
         raise InvalidInputError(f"--kill-at is {kill_at!r:.40}: give N or PHASE:N")
-    disk = KillerDisk(OsDisk(), 0 if phase else int(number))
-    backend = FileBackend(where.removeprefix("file:"), disk=disk)
+    backend, countdown = _stepped(where, 0 if phase else int(number))
     if witness_fd is None and not phase:
         return backend
     armed = bool(phase)
@@ -37,7 +41,7 @@ def watched_backend(where: str, *, witness_fd: int | None, kill_at: str | None) 
         nonlocal armed
         if armed and what == phase:
             armed = False
-            disk.arm(int(number))
+            countdown.arm(int(number))
 
     reporter = Reporter(witness_fd)
 
@@ -49,3 +53,12 @@ def watched_backend(where: str, *, witness_fd: int | None, kill_at: str | None) 
 
     default_listeners.listen("signal_live", told)
     return Reporting(backend, reporter, begun)
+
+
+def _stepped(where: str, kill_at: int) -> tuple[Backend, Countdown]:
+    path = file_path(where)
+    if path is not None:
+        disk = KillerDisk(OsDisk(), kill_at)
+        return FileBackend(path, disk=disk), disk.countdown
+    backend = KillerBackend(open_backend(where), kill_at)
+    return backend, backend.countdown

@@ -7,6 +7,7 @@ yet be somebody else's. When standard input closes, the bot is killed and the pr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import secrets
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ..errors import FailedError
+from ..errors import FailedError, HoldfastError
 
 
 class Start(msgspec.Struct):
@@ -46,6 +47,15 @@ def _preload() -> None:
     import holdfast.engine.context
     import holdfast.market.replay
     import holdfast.testing.watched  # noqa: F401
+
+
+def _preload_driver(arguments: Sequence[str]) -> None:
+    """Import what the store needs, which is otherwise half of a restart's time; nothing is opened."""
+    from ..urls import open_backend
+
+    if "--store" in arguments[:-1]:
+        with contextlib.suppress(HoldfastError):
+            open_backend(arguments[arguments.index("--store") + 1])
 
 
 def _bot(start: Start) -> int:
@@ -75,11 +85,14 @@ def serve() -> None:
     while line := sys.stdin.buffer.readline():
         if last is not None:
             os.waitpid(last, 0)
+        start = msgspec.json.decode(line, type=Start)
+        if last is None:
+            _preload_driver(start.arguments)
         last = os.fork()
         if last == 0:
             code = 70
             try:
-                code = _bot(msgspec.json.decode(line, type=Start))
+                code = _bot(start)
                 sys.stdout.flush()
             finally:
                 os._exit(code)
