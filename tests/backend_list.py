@@ -39,12 +39,19 @@ def _postgres(place: Path) -> Backend:
     return PostgresBackend(f"{shared('postgres').url}?schema={own_name(place)}")
 
 
+def _mongo(place: Path) -> Backend:
+    from holdfast.backends.mongo import MongoBackend
+
+    return MongoBackend(f"{shared('mongo').url}?collection={own_name(place)}")
+
+
 BACKENDS: dict[str, Factory] = {
     "memory": _memory,
     "file": _file,
     "redis": _redis,
     "sqlite": _sqlite,
     "postgres": _postgres,
+    "mongo": _mongo,
 }
 
 URLS: dict[str, Callable[[Path], str]] = {
@@ -53,5 +60,6 @@ URLS: dict[str, Callable[[Path], str]] = {
     "redis": lambda place: f"{shared('valkey').url}/0?prefix={own_name(place)}",
     "sqlite": lambda place: f"sqlite:{place / 'store.db'}",
     "postgres": lambda place: f"{shared('postgres').url}?schema={own_name(place)}",
+    "mongo": lambda place: f"{shared('mongo').url}?collection={own_name(place)}",
 }
 """The same by URL, for tests whose stores are opened by processes of their own (races, kills, the command line)."""

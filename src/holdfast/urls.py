@@ -20,7 +20,9 @@ from .backends.memory import MemoryBackend
 from .contract import Backend
 from .errors import InvalidInputError
 
-_KNOWN = "file:PATH, file:///PATH, sqlite:PATH, redis://HOST, postgresql://HOST/DATABASE, memory:"
+_KNOWN = (
+    "file:PATH, file:///PATH, sqlite:PATH, redis://HOST, postgresql://HOST/DATABASE, mongodb://HOST/DATABASE, memory:"
+)
 _SCHEMES = ("memory", "file", "sqlite", "redis", "rediss", "postgresql", "postgres", "mongodb", "s3")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):")
 
@@ -84,9 +86,10 @@ def open_backend(url_or_path: str) -> Backend:
 
     Args:
         url_or_path: ``memory:``, ``file:PATH``, ``file:///PATH`` (percent-encoded) or a plain path; ``sqlite:PATH``;
-            ``redis://…`` (also ``rediss``, ``+sentinel``, ``+cluster``); ``postgresql://…``. Each driver is imported
-            only here, when it is asked for. Before it ``traced+``, ``cached+``, ``encrypted+``, ``retrying+``;
-            behind it, after blanks, further URLs that are copies, and ``quorum=N``.
+            ``redis://…`` (also ``rediss``, ``+sentinel``, ``+cluster``); ``postgresql://…``;
+            ``mongodb://…`` (also ``mongodb+srv``). Each driver is imported only here, when it is asked for. Before it
+            ``traced+``, ``cached+``, ``encrypted+``, ``retrying+``; behind it, after blanks, further URLs that are
+            copies, and ``quorum=N``.
 
     Raises:
         InvalidInputError: It is empty or has a scheme or prefix that does not exist; the message lists those that do.
@@ -129,6 +132,10 @@ def _backend(place: str) -> Backend:
         from .backends.postgres import PostgresBackend
 
         return PostgresBackend(place)
+    if scheme in ("mongodb", "mongodb+srv"):
+        from .backends.mongo import MongoBackend
+
+        return MongoBackend(place)
     # The rest may hold a password: only the scheme is repeated.
     raise InvalidInputError(
         f"{scheme!r} with what follows it names no store: give a path, or one of {_KNOWN} "

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
-MODULES = {"valkey": "valkey", "redis": "valkey", "postgres": "postgres"}
+MODULES = {"valkey": "valkey", "redis": "valkey", "postgres": "postgres", "mongo": "mongo", "mongo-nx": "mongo"}
 """Which module knows the server of this name; the module holds ``KINDS: dict[str, Kind]``."""
 
 
