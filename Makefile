@@ -8,7 +8,7 @@ CANDLES ?=
 TIME_CAP ?= 3600
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 .venv/ready: pyproject.toml requirements.lock scripts/setup.sh
 	@scripts/setup.sh
@@ -32,6 +32,9 @@ check: .venv/ready  ## ruff and mypy, strict
 bench: .venv/ready  ## speed, as ratios to a floor measured in the same run
 	@$(PY) -m bench
 
+bench-rivals: servers  ## the same row through other packages, and what each flushes; writes docs/rivals.md
+	@$(PY) -m bench.rivals
+
 mutants: .venv/ready  ## plant one-line defects, one at a time; the suite must catch each
 	@$(PY) scripts/mutants.py
 
@@ -46,4 +49,4 @@ lock: .venv/ready  ## write requirements.lock anew from requirements.in
 	@$(PY) -m pip install --quiet pip-tools
 	@.venv/bin/pip-compile --quiet --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links --strip-extras --no-header -o requirements.lock requirements.in
 
-.PHONY: help setup run servers test check bench mutants torture docs lock
+.PHONY: help setup run servers test check bench bench-rivals mutants torture docs lock
