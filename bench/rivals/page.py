@@ -54,7 +54,7 @@ with each other only.
 
 ![Writes a second of each side, in sequence and 64 at once](rivals.svg)
 
-| | in sequence: µs | writes/s | 64 at once: writes/s | 2,000 rows, cold: ms | flushes per write, in sequence | at once |
+| | in sequence: µs | writes/s | 64 at once: writes/s | cold start: ms | flushes per write, in sequence | at once |
 |---|---:|---:|---:|---:|---:|---:|
 {table}
 
