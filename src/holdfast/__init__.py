@@ -94,6 +94,12 @@ if TYPE_CHECKING:
     from .rules.risk import Validation as Validation
     from .store import Store as Store
     from .urls import open_backend as open_backend
+    from .wrappers.cached import Cached as Cached
+    from .wrappers.cached import Leases as Leases
+    from .wrappers.retrying import Retry as Retry
+    from .wrappers.retrying import Retrying as Retrying
+    from .wrappers.stack import stack as stack
+    from .wrappers.traced import Traced as Traced
 
 _HOME = {
     "documents.adapters": """
@@ -159,6 +165,18 @@ _HOME = {
     """,
     "urls": """
         open_backend
+    """,
+    "wrappers.cached": """
+        Cached Leases
+    """,
+    "wrappers.retrying": """
+        Retry Retrying
+    """,
+    "wrappers.stack": """
+        stack
+    """,
+    "wrappers.traced": """
+        Traced
     """,
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
