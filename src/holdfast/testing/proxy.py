@@ -102,15 +102,21 @@ class Proxy:
         """Disarm the cut."""
         self._cut = None
 
-    async def release(self) -> None:
-        """Deliver what was held to the server, and wait for the beginning of its answer, which nobody gets."""
+    async def release(self, *, patience_seconds: float = 10.0) -> None:
+        """Deliver what was held to the server, and wait for the beginning of its answer, which nobody gets.
+
+        Raises:
+            TimeoutError: There was none: what was held is only the beginning of a request, say.
+        """
         for pair in [pair for pair in self._pairs if pair.held]:
-            pair.server.write(pair.held)
-            await pair.server.drain()
-            async with asyncio.timeout(10):
-                await pair.answered.wait()
-            pair.held = b""
-            pair.server.transport.abort()
+            rest, pair.held = pair.held, b""
+            try:
+                pair.server.write(rest)
+                async with asyncio.timeout(patience_seconds):
+                    await pair.server.drain()
+                    await pair.answered.wait()
+            finally:
+                pair.server.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

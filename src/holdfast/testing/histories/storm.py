@@ -23,8 +23,9 @@ _HOWS: tuple[How, ...] = ("close", "reset", "hold")
 _DIRECTIONS: tuple[Direction, ...] = ("requests", "answers")
 _POLL_SECONDS = 0.003
 _LONGEST_PAUSE_SECONDS = 1.0
+_DELIVERY_SECONDS = 0.2
 _WITH_TLS = re.compile(r"rediss|https|ssl|tls", re.IGNORECASE)
-_ADDRESS = re.compile(r"([A-Za-z0-9.\-]+)(:|%3A)(\d{2,5})(?=[/?&\s]|%2F|$)")
+_ADDRESS = re.compile(r"(?:(?<=//)|(?<=@)|(?<=%2F)|(?<=%40)|(?<=,))([A-Za-z0-9.\-]+)(:|%3A)(\d{1,5})(?=[/?&,\s]|%2F|$)")
 
 
 class Address(NamedTuple):
@@ -118,8 +119,7 @@ class Storm:
         """Deliver what a cut still holds: a request that arrives after everybody has gone on."""
         if self._proxy is not None:
             self._proxy.spare()
-            with contextlib.suppress(OSError, TimeoutError):
-                await self._proxy.release()
+            await self._deliver()
 
     async def _until(self, stage: Stage, moment: float) -> None:
         await reached(lambda: stage.over() or stage.progress() >= moment)
@@ -142,13 +142,15 @@ class Storm:
 
     async def _cut(self) -> None:
         assert self._proxy is not None
-        if self._proxy.was_cut.is_set():
-            self._proxy.was_cut.clear()
-        with contextlib.suppress(OSError, TimeoutError):
-            await self._proxy.release()  # of the cut before: a request that arrives late
+        await self._deliver()  # of the cut before: a request that arrives late
         how = self.chance.choice(_HOWS)
         self._proxy.cut(self.chance.choice(_DIRECTIONS), self.chance.randrange(0, 600), how)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LONGEST_PAUSE_SECONDS):
                 await self._proxy.was_cut.wait()
                 self.done["cut"] += 1
+
+    async def _deliver(self) -> None:
+        assert self._proxy is not None
+        with contextlib.suppress(OSError, TimeoutError):
+            await self._proxy.release(patience_seconds=_DELIVERY_SECONDS)
