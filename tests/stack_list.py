@@ -12,8 +12,12 @@ from pathlib import Path
 from backend_list import BACKENDS
 
 from holdfast.contract import Backend, Key
-from holdfast.testing.conformance import Factory
+from holdfast.testing.conformance import PLAIN, Factory, Material
 from holdfast.wrappers.cached import Cached
+from holdfast.wrappers.encrypted import Encrypted
+from holdfast.wrappers.keyring import Keyring
+from holdfast.wrappers.encrypted import MAX_PLAIN_BYTES, Encrypted
+from holdfast.wrappers.keyring import Keyring
 from holdfast.wrappers.retrying import Retrying
 from holdfast.wrappers.stack import stack
 from holdfast.wrappers.traced import Traced
@@ -31,8 +35,25 @@ def _cached(backend: Backend) -> Backend:
     return Cached(backend, leases=OneWriter())
 
 
+def _encrypted(backend: Backend) -> Backend:
+    return Encrypted(backend, KEYS)
+
+
+KEYS = Keyring({"test": bytes(range(32))})
+
+
+def _keys() -> Keyring:
+    return Keyring({"new": b"n" * 32, "old": b"o" * 32})
+
+
+def _encrypted(backend: Backend) -> Backend:
+    return Encrypted(backend, _keys())
+
+
 ALONE: dict[str, Callable[[Backend], Backend]] = {
     "cached": _cached,
+    "encrypted": _encrypted,
+    "encrypted": _encrypted,
     "retrying": Retrying,
     "traced": Traced,
 }
@@ -47,7 +68,7 @@ def _alone(wrapper: Callable[[Backend], Backend], base: Factory) -> Factory:
 
 
 def _whole(base: Factory) -> Factory:
-    return lambda place: stack(base(place), retrying=True, cached=True, leases=OneWriter(), traced=True)
+    return lambda place: stack(base(place), retrying=True, keys=KEYS, cached=True, leases=OneWriter(), traced=True)
 
 
 STACKS: dict[str, Factory] = {
@@ -58,6 +79,11 @@ STACKS: dict[str, Factory] = {
 
 BELONG_TO_ONE_PROCESS = tuple(name for name in STACKS if "(memory" in name or "(file" in name)
 """Stacks that cannot be shared by several processes."""
+
+
+def material_of(name: str) -> Material:
+    """Return what the suite writes: a little less than 8 MiB where it is encrypted, as base64 makes it longer."""
+    return PLAIN if name.startswith(("cached", "retrying", "traced")) else PLAIN._replace(most_bytes=MAX_PLAIN_BYTES)
 
 
 def place_of(root: Path, name: str) -> Path:
