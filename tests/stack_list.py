@@ -14,8 +14,6 @@ from backend_list import BACKENDS
 from holdfast.contract import Backend, Key
 from holdfast.testing.conformance import PLAIN, Factory, Material
 from holdfast.wrappers.cached import Cached
-from holdfast.wrappers.encrypted import Encrypted
-from holdfast.wrappers.keyring import Keyring
 from holdfast.wrappers.encrypted import MAX_PLAIN_BYTES, Encrypted
 from holdfast.wrappers.keyring import Keyring
 from holdfast.wrappers.retrying import Retrying
@@ -42,17 +40,8 @@ def _encrypted(backend: Backend) -> Backend:
 KEYS = Keyring({"test": bytes(range(32))})
 
 
-def _keys() -> Keyring:
-    return Keyring({"new": b"n" * 32, "old": b"o" * 32})
-
-
-def _encrypted(backend: Backend) -> Backend:
-    return Encrypted(backend, _keys())
-
-
 ALONE: dict[str, Callable[[Backend], Backend]] = {
     "cached": _cached,
-    "encrypted": _encrypted,
     "encrypted": _encrypted,
     "retrying": Retrying,
     "traced": Traced,

@@ -96,7 +96,7 @@ def test_a_name_that_cannot_be_read_is_refused_and_not_repeated(why: str) -> Non
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("prefix", [prefix for prefix in WRAPPERS if prefix != "encrypted"])
+@pytest.mark.parametrize("prefix", WRAPPERS)
 def test_no_repr_of_a_wrapped_store_tells_its_password(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOLDFAST_KEYS", "k1=" + "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY=")
     shown = repr(open_backend(f"{prefix}+redis://user:hunter2@127.0.0.1:1/0"))

@@ -90,4 +90,4 @@ def keys_from_environment() -> Any:
     Raises:
         InvalidInputError: There are none, or the package that encrypts is missing.
     """
-    return _class("encrypted", "Keyring").from_env()
+    return _class("keyring", "Keyring").from_env()
