@@ -12,7 +12,8 @@ after a fork or on the copy of a virtual machine, and a commit that is sent agai
 
 The associated data are format, scope, domain, entity name, entity id, key id and op, each with its length. The op is
 the one that the medium says wrote the row, so a ciphertext under another key, in another scope or under another op
-is refused. The row's own schema number and checksum are inside.
+is refused; it also stands in the open, so that bytes that were moved to quarantine can still be decrypted. The row's
+own schema number and checksum are inside.
 
 What is found, and what is not
   * Found: every changed bit, truncation, a row under another key, scope or op, a plain row in an encrypted store.
@@ -255,15 +256,18 @@ class Encrypted(Around):
                 f"({', '.join(self.keyring.ids)}): add that key; it may follow the current one",
                 key=key,
             )
-        # The op that the medium says wrote the row, not the one inside: whoever moved the bytes has to fool the tag.
-        bound = _bound(scope, key, secret.id, record.op)
+        if Op(*row.op) != record.op:
+            raise CorruptedError(
+                f"{key}: it was encrypted for op {row.op}, but {record.op} is said to have written it: "
+                "an older row, or one of another place",
+                key=key,
+            )
         try:
+            bound = _bound(scope, key, secret.id, record.op)
             return _cipher(secret, row.nonce).decrypt(row.nonce[_SALT_BYTES:], row.data, bound)
         except InvalidTag:
-            moved = ": it was written by another op" if row.op != record.op else ""
             raise CorruptedError(
-                f"{key}: its encryption does not verify{moved}: changed, or the row of another key, scope or op",
-                key=key,
+                f"{key}: its encryption does not verify: changed, or the row of another key, scope or op", key=key
             ) from None
 
 
