@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from backend_list import BACKENDS, URLS
+from servers import require
+from servers.postgres import PASSWORD
+from torture_servers import STORES
 
 from holdfast.backends.file import FileBackend
 from holdfast.contract import Key, Op
-from holdfast.errors import InvalidInputError
+from holdfast.errors import InvalidInputError, NotFoundError
+from holdfast.testing.places import derived, file_path
 from holdfast.testing.torture import FIRST_STEPS, PHASES, numbered_steps
 from holdfast.testing.watched import watched_backend
 from holdfast.testing.witness import Reporter, Reporting, Witness
+from holdfast.urls import open_backend
 
 Note = Callable[[str, object], None]
 BOT = Path(__file__).parent.parent / "examples" / "bot.py"
@@ -61,6 +69,71 @@ def test_on_a_market_that_does_not_wait_the_trades_are_those_of_the_pure_step(re
     assert found["trades"] >= 10
 
 
+@pytest.mark.parametrize("name", [name for name in STORES if name != "file"])
+def test_on_a_server_a_run_killed_20_times_whose_server_is_killed_too_ends_as_one_that_was_never_killed(
+    name: str, record_property: Note
+) -> None:
+    """The server is killed under the bot, which goes on by itself when it is back."""
+    server = STORES[name].server
+    if server:
+        require(server)
+    kills_of_server = 3 if server else 0
+    found = tortured(name, "--kills", "20", "--server-kills", str(kills_of_server), "--seed", "5", "--minutes", "600")
+    record_property(
+        f"proof:kills on {name}",
+        {
+            "SIGKILLs of the bot": found["kills"],
+            "of the server": found["server_kills"],
+            "commits acknowledged": found["commits"],
+            "lost": len(found["lost"]),
+        },
+    )
+    assert (found["lost"], found["duplicated"], found["broken"], found["differences"]) == ([], [], [], [])
+    assert found["ok"] and found["identical"] and found["kept"] == []
+    assert found["kills"] >= 20 and found["server_kills"] >= kills_of_server
+    assert found["recoveries"] >= 8
+    assert found["trades"] >= 10, "a run without trades proves nothing"
+
+
+def tortured(name: str, *options: str) -> dict[str, Any]:
+    command = [sys.executable, str(Path(__file__).parent / "torture_servers.py"), name, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.stdout, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_password_in_the_url_is_seen_in_no_command_line_and_in_no_file(tmp_path: Path) -> None:
+    require("postgres")
+    command = [sys.executable, str(Path(__file__).parent / "torture_servers.py"), "postgres", "--kills", "3"]
+    words = ["--minutes", "200", "--symbols", "BTCUSDT", "--resume", str(tmp_path)]
+    seen: set[str] = set()
+    looks = 0
+    with subprocess.Popen([*command, *words], stdout=subprocess.PIPE, text=True) as running:
+        while running.poll() is None:
+            looks += 1
+            seen.update(line for line in command_lines() if PASSWORD in line)
+            seen.update(str(path) for path in tmp_path.rglob("*") if PASSWORD in said(path))
+        assert running.stdout is not None
+        output = running.stdout.read()
+    assert json.loads(output)["ok"], output
+    assert PASSWORD not in output
+    assert seen == set()
+    assert looks > 3
+
+
+def command_lines() -> Iterator[str]:
+    for entry in Path("/proc").glob("[0-9]*"):
+        yield said(entry / "cmdline")
+
+
+def said(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # gone meanwhile, or a directory
+        return ""
+
+
 def test_torture_goes_on_where_it_stopped(tmp_path: Path) -> None:
     arguments = ("--seed", "3", "--minutes", "200", "--symbols", "BTCUSDT", "--resume", str(tmp_path))
     code, first = torture("--kills", "3", *arguments)
@@ -101,3 +174,98 @@ async def test_the_witness_finds_what_is_lost(tmp_path: Path) -> None:
 def test_a_malformed_step_is_refused(bad: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="PHASE:N"):
         watched_backend(str(tmp_path), witness_fd=None, kill_at=bad)
+
+
+# -- places of its own -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name != "memory"])
+async def test_a_place_of_its_own_lies_beside_the_users_and_is_removed_alone(name: str, tmp_path: Path) -> None:
+    url = URLS[name](tmp_path)
+    own, other = derived(url, "torture1_0_killed"), derived(url, "torture1_0_killed2")
+    users = open_backend(url)
+    await users.open()
+    await users.commit("main", {KEY: b"1"}, {}, op=Op("user", 1))
+    for place in (own, other):
+        backend = place.backend()
+        await backend.open()
+        await backend.commit("main", {KEY: b"2"}, {}, op=Op("torture", 1))
+        await backend.commit("apart", {KEY._replace(entity_id="X"): b"3"}, {}, op=Op("torture", 1))
+        await backend.close()
+    await asyncio.to_thread(own.remove)
+    await asyncio.to_thread(own.remove)  # repeatable: a round that was cut short removes what may not be there
+    assert [await found(place.store) for place in (own, other)] == [{}, {"main": 1, "apart": 1}]
+    assert (await users.read("main", [KEY]))[KEY].payload == b"1"
+    await users.close()
+    await asyncio.to_thread(other.remove)
+    assert await found(other.store) == {}
+
+
+async def found(url: str) -> dict[str, int]:
+    """Return each scope's number of a store, which is not made by looking."""
+    backend = open_backend(url)
+    try:
+        await backend.open(read_only=True)
+        return {scope: (await backend.head(scope)).number async for scope in backend.scopes()}
+    except NotFoundError:
+        return {}
+    finally:
+        await backend.close()
+
+
+@pytest.mark.parametrize(
+    ("store", "own"),
+    [
+        ("./dump/data", "./dump/data-t1"),
+        ("file:///srv/a%20b/", "file:///srv/a%20b-t1"),
+        ("sqlite:bot.db", "sqlite:bot.db-t1"),
+        ("redis://u:p@h:1/0?prefix=bot&replicas=1", "redis://u:p@h:1/0?replicas=1&prefix=bot_t1"),
+        ("rediss+sentinel://h:1/s", "rediss+sentinel://h:1/s?prefix=holdfast_t1"),
+        ("postgresql://h/b?schema=" + "x" * 63, "postgresql://h/b?schema=" + "x" * 60 + "_t1"),
+        ("retrying+traced+redis://h", "traced+retrying+redis://h?prefix=holdfast_t1"),
+        ("redis://h file:copy quorum=2", "redis://h?prefix=holdfast_t1 file:copy-t1 quorum=2"),
+    ],
+)
+def test_each_place_in_a_stores_name_gets_its_own(store: str, own: str) -> None:
+    assert derived(store, "t1").store == own
+
+
+def test_what_does_not_outlive_a_process_cannot_be_tortured() -> None:
+    with pytest.raises(InvalidInputError, match="cannot be tortured"):
+        derived("memory:", "t1")
+
+
+@pytest.mark.parametrize(
+    ("store", "path"),
+    [("a/b", "a/b"), ("file:a", "a"), ("file:///a%20b", "/a b"), ("sqlite:a", None), ("retrying+file:a", None)],
+)
+def test_only_a_bare_file_store_has_file_system_calls_for_steps(store: str, path: str | None) -> None:
+    assert file_path(store) == path
+
+
+# -- steps of a backend ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("step", "stored"), [(2, None), (3, None), (4, 1), (7, 1)])
+async def test_a_process_dies_before_a_call_is_sent_or_after_its_answer(
+    step: int, stored: int | None, tmp_path: Path
+) -> None:
+    """1 and 2 are the sides of open, 3 and 4 those of the commit, 5 and 6 those of the read, 7 is before close."""
+    store = f"sqlite:{tmp_path / 'store.db'}"
+    code = (
+        "import asyncio, sys\n"
+        "from holdfast.contract import Key, Op\n"
+        "from holdfast.testing.killer import KillerBackend\n"
+        "from holdfast.urls import open_backend\n"
+        "async def run():\n"
+        "    backend = KillerBackend(open_backend(sys.argv[1]), int(sys.argv[2]))\n"
+        "    await backend.open()\n"
+        "    await backend.commit('main', {Key('signal', 'a', 'b'): b'1'}, {}, op=Op('w', 1))\n"
+        "    await backend.read('main', [Key('signal', 'a', 'b')])\n"
+        "    await backend.close()\n"
+        "asyncio.run(run())\n"
+    )
+    command = [sys.executable, "-c", code, store, str(step)]
+    done = await asyncio.create_subprocess_exec(*command)
+    assert await done.wait() == -signal.SIGKILL
+    assert (await found(store)).get("main") == stored

@@ -37,6 +37,7 @@ STORES = {
     "sqlite": Stored("", lambda place: f"sqlite:{place}/store.db"),
     "redis": Stored("valkey", lambda url: f"{url}/0"),
     "postgres": Stored("postgres", lambda url: url),
+    "mongo": Stored("mongo", lambda url: url),
 }
 
 

@@ -162,6 +162,44 @@ async def _remove_postgres(url: str) -> None:
         await connections.close()
 
 
+async def _remove_mongo(url: str) -> None:
+    from ..backends.mongo.address import parse
+    from ..backends.mongo.link import Link, RefusedError
+
+    link = Link(parse(url))
+    try:
+        await link.ask({"drop": link.collection}, asyncio.get_running_loop().time() + _REMOVAL_SECONDS)
+    except RefusedError as refused:
+        if refused.name != "NamespaceNotFound":
+            raise
+    finally:
+        await link.close()
+
+
+def _under(url: str, word: str) -> str:
+    """Return an S3 URL with a prefix beside its own."""
+    place, question, query = url.partition("?")
+    bucket, _, prefix = place.partition("://")[2].partition("/")
+    return f"s3://{bucket}/{prefix.strip('/') or 'holdfast'}_{word}{question}{query}"
+
+
+async def _remove_s3(url: str) -> None:
+    from ..backends.s3.address import parse
+    from ..backends.s3.attest import FOLDER
+    from ..backends.s3.service import Kind, Service
+
+    service = Service(parse(url))
+    deadline = asyncio.get_running_loop().time() + _REMOVAL_SECONDS
+    try:
+        for folder in ("", FOLDER):
+            for found in await service.list(folder, deadline=deadline):
+                answer = await service.delete(found.path, deadline=deadline)
+                if answer.kind is not Kind.DONE:
+                    raise service.mapped(answer)
+    finally:
+        await service.close()
+
+
 _KINDS = {
     "file": _Kind(_beside, _remove_directory),
     "sqlite": _Kind(_beside, _remove_sqlite),
@@ -169,4 +207,6 @@ _KINDS = {
     "rediss": _Kind(_option("prefix", "holdfast", 64), _remove_redis),
     "postgresql": _Kind(_option("schema", "holdfast", 63), _remove_postgres),
     "postgres": _Kind(_option("schema", "holdfast", 63), _remove_postgres),
+    "mongodb": _Kind(_option("collection", "holdfast", 100), _remove_mongo),
+    "s3": _Kind(_under, _remove_s3),
 }
