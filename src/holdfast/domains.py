@@ -39,6 +39,7 @@ from .rows import (
     SessionRow,
     Signal,
     Trade,
+    Worker,
 )
 
 
@@ -62,6 +63,7 @@ DOMAINS: dict[str, Domain] = {
         Domain("guard", Guard),
         Domain("session", SessionRow),
         Domain("owner", Owner),
+        Domain("worker", Worker),
         Domain("outage", Outage),
         Domain("outbox", Event),
         Domain("ledger", Trade),
@@ -104,6 +106,11 @@ def ledger_key(context: Context, signal_id: str) -> Key:
     """Return the key of a closed trade."""
     name = entity_name(context.symbol, context.strategy_name, context.exchange_name)
     return Key("ledger", name, quote(signal_id, keep_underscore=True))
+
+
+def worker_key(holder: str) -> Key:
+    """Return the key of a worker's sign of life."""
+    return Key("worker", holder, "beat")
 
 
 def quarantine_key(key: Key, version: int) -> Key:

@@ -103,14 +103,42 @@ class SessionRow(Row, frozen=True, kw_only=True):
     """Risk profiles in which the open signal holds a slot; empty when none is open."""
 
 
-class Owner(Row, frozen=True, kw_only=True):
+class Owner(Row, frozen=True, kw_only=True, omit_defaults=True):
     """Who may write a context: named in the ``expect`` of every commit of it."""
 
     holder: str
+    """The worker (see :class:`Worker`) that owns it, or owned it last."""
     epoch: int
+    """Raised each time it is taken over."""
     host: str
     pid: int
     since_ms: int
+    released: bool = False
+    """Its owner has let go of it: whoever comes may have it at once."""
+
+
+class Worker(Row, frozen=True, kw_only=True):
+    """A process that owns contexts of a shared store: rewritten again and again, which is its sign of life.
+
+    Nobody compares clocks: whoever wants to know whether it lives watches whether the row changes, for as long as the
+    lease that it names.
+    """
+
+    holder: str
+    """A random text of the process."""
+    beat: int
+    """Counts the signs of life."""
+    lease_seconds: float
+    host: str
+    pid: int
+    machine: str = ""
+    """Which running kernel, and which table of its processes: where it is one's own, the pid can be looked up."""
+    started: int = 0
+    """When the process started, in the kernel's ticks: the pid alone may be another's by now."""
+    contexts: int = 0
+    """How many it runs."""
+    at_ms: int
+    """By its own wall clock; for people."""
 
 
 class Outage(Row, frozen=True, kw_only=True):

@@ -85,6 +85,8 @@ class Store:
         self._require = require
         self.home = Place(backend, scope)
         self.ledger = Place(backend, f"{scope}.ledger")
+        self.aside = {"ledger": self.ledger, "worker": Place(backend, f"{scope}.beats")}
+        """Domains of the home backend that lie in a scope of their own: what is written there delays no trade."""
         self.routes: dict[str, Place] = {domain: Place(other, scope) for domain, other in (routes or {}).items()}
         """Where each domain that does not lie at home lies."""
         self._stopped: dict[Key, str] = {}
@@ -219,9 +221,9 @@ class Store:
 
     def place(self, key: Key) -> Place:
         """Return where ``key`` lies: the backend and the scope."""
-        if key.domain == "ledger" or (key.domain == "quarantine" and key.entity_name.startswith("ledger_")):
+        if key.domain == "quarantine" and key.entity_name.startswith("ledger_"):
             return self.ledger
-        return self.routes.get(key.domain, self.home)
+        return self.aside.get(key.domain) or self.routes.get(key.domain, self.home)
 
     # ------------------------------------------------------------------ reading
 
@@ -296,7 +298,7 @@ class Store:
     async def keys(self, prefix: KeyPrefix = KeyPrefix()) -> list[Key]:
         """Return the stored keys under ``prefix``, in byte order, wherever their domain lies."""
         if prefix.domain and prefix.domain not in ("ledger", "quarantine"):
-            place = self.routes.get(prefix.domain, self.home)
+            place = self.aside.get(prefix.domain) or self.routes.get(prefix.domain, self.home)
             return [key async for key in place.backend.keys(place.scope, prefix)]
         found = [key async for key in self.home.backend.keys(self.scope, prefix) if key.domain not in self.routes]
         found += [key async for key in self.ledger.backend.keys(self.ledger.scope, prefix)]

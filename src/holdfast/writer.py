@@ -19,8 +19,8 @@ from .spans import Place, Span
 if TYPE_CHECKING:
     from .store import Store
 
-_ASIDE = frozenset(("ledger", "quarantine"))
-"""Domains whose rows may lie in the ledger's scope."""
+_ASIDE = frozenset(("ledger", "quarantine", "worker"))
+"""Domains whose rows may lie outside the home scope."""
 
 
 class _Sent(msgspec.Struct, frozen=True):
@@ -154,7 +154,7 @@ class Writer:
     def _only_place(self, payloads: Iterable[Key], expect: Iterable[Key]) -> Place:
         places = {self._store.place(key) for key in (*payloads, *expect)}
         if len(places) > 1:
-            raise InvalidInputError("one commit cannot mix the ledger with other domains: make two commits")
+            raise InvalidInputError("one commit cannot mix the ledger or a worker with other domains: make two commits")
         return places.pop()
 
     async def _commit_routed(
@@ -169,7 +169,7 @@ class Writer:
                 except HoldfastError as error:
                     raise UnavailableError(f"an earlier commit of the same rows is unfinished: {error}") from error
             places = {store.place(key) for key in touched} or {store.home}
-            if store.ledger in places:
+            if not places.isdisjoint(store.aside.values()):
                 self._only_place(payloads, expect)
             sent: _Sent | Span
             if len(places) == 1:

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 
 from ..cancellation import no_stray_cancellation
 from ..documents.default import lent_store
-from ..errors import HoldfastError, UnavailableError
+from ..errors import HeldError, HoldfastError, UnavailableError, UnknownOutcomeError
 from ..market.clock import WallClock
 from ..market.protocol import MarketEnded
 from ..names import Context
@@ -22,9 +22,11 @@ from ..rules.risk import RiskProfile
 from ..store import Store
 from .lanes import Sleep
 from .listeners import Failure, Listeners, Performance
+from .ownership import OnConflict
 from .registry import ExchangeSpec, StrategySpec
 from .session import Session
 from .turns import Turn
+from .worker import LEASE_SECONDS, sign_of_life
 
 _YIELDED = frozenset(("opened", "closed", "cancelled"))
 _FIRST_PAUSE_SECONDS = 1.0
@@ -48,6 +50,7 @@ class Driver:
         holder: A random text of this process.
         clock: Tells the time in epoch milliseconds.
         sleep: Takes seconds; a seam for tests.
+        on_conflict, lease_seconds: See :meth:`holdfast.engine.live.Live.run`.
     """
 
     def __init__(
@@ -64,11 +67,14 @@ class Driver:
         holder: str,
         clock: Callable[[], int],
         sleep: Sleep,
+        on_conflict: OnConflict = "refuse",
+        lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self.context, self.turn, self.session = context, turn, None
         self._strategy, self._exchange, self._store = strategy, exchange, store
         self._profiles, self._listeners, self._params = profiles, listeners, params
         self._holder, self._clock, self._sleep = holder, clock, sleep
+        self._on_conflict, self._lease_seconds = on_conflict, lease_seconds
         wall = WallClock(now=lambda: clock() / 1000, sleep=sleep)
         self._wait_closed = exchange.wait_closed or wall.wait_closed
         self._stop = asyncio.Event()
@@ -105,13 +111,24 @@ class Driver:
             stack.callback(self.turn.leave)
             stack.push_async_callback(self._leave_market)
             store = self._store if self._store is not None else await stack.enter_async_context(lent_store())
+            sign = sign_of_life(
+                store, holder=self._holder, lease_seconds=self._lease_seconds, sleep=self._sleep, clock=self._clock
+            )
             session = self.session = Session(
                 self.context, self._strategy, self._exchange, store, listeners=self._listeners, params=self._params,
                 risk_profiles=self._profiles, holder=self._holder, clock=self._clock, sleep=self._sleep,
+                sign=sign, on_conflict=self._on_conflict,
             )  # fmt: skip
             session.stopping = self._stop.is_set()
             stack.push_async_callback(session.close)
-            await self._recover(session)
+            if self._on_conflict == "wait":
+                self.turn.stand_aside()  # the others must not wait for one that has nothing to decide yet
+            try:
+                await self._recover(session)
+            except HeldError:
+                if self._stop.is_set():
+                    return  # it never was its own: there is nothing to watch
+                raise
             while True:
                 while (event := await self._told(session)) is not None:
                     if event.kind in _YIELDED:
@@ -137,7 +154,9 @@ class Driver:
                 self._newest_ms = self._next_ms = None
                 self._more = False
                 return
-            except UnavailableError as error:
+            except HeldError:
+                raise  # somebody else watches it
+            except (UnavailableError, UnknownOutcomeError) as error:
                 await self._report("store", error)
             await self._pause()  # a stop does not end this: a position may be stored, and must be watched
 
@@ -241,7 +260,8 @@ class Driver:
         )  # an exchange may give fewer at once than it was asked for
         for candle in batch:
             if candle[0] < start_ms:
-                session.window.push(candle)
+                if not session.is_behind:  # else they wait to be decided, each at the price of its own moment
+                    session.window.push(candle)
             else:
                 self._queue.append(candle)
         self._next_ms = max(start_ms, batch[-1][0] + MINUTE_MS) if batch else start_ms
@@ -253,19 +273,23 @@ class Driver:
 
     async def _closed(self, session: Session) -> int | None:
         """Wait for a newer closed minute; None when the run is stopped while nothing is open."""
-        if self._stop.is_set():
-            return await self._wait_closed(str(self.context), self._newest_ms)
         waiting = asyncio.ensure_future(self._wait_closed(str(self.context), self._newest_ms))
         stopped = asyncio.ensure_future(self._stop.wait())
+        fenced = asyncio.ensure_future(session.fenced.wait())
+        ends = {waiting, fenced}
+        if not self._stop.is_set() and session.state.signal is None and self._newest_ms is not None:
+            ends.add(stopped)
         try:
-            await asyncio.wait((waiting, stopped), return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done() or session.state.signal is not None or self._newest_ms is None:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if fenced.done():
+                await session.flush()  # says by whom
+            if waiting.done() or stopped not in ends:
                 return await self._tried(waiting)
             return None
         finally:
-            for task in (waiting, stopped):
+            for task in (waiting, stopped, fenced):
                 task.cancel()
-            await asyncio.gather(waiting, stopped, return_exceptions=True)
+            await asyncio.gather(waiting, stopped, fenced, return_exceptions=True)
 
     @staticmethod
     async def _tried(waiting: asyncio.Future[int]) -> int:

@@ -18,9 +18,11 @@ from ..store import Store
 from .driver import Driver
 from .lanes import Sleep
 from .listeners import Done, Failure, Listeners, default_listeners
+from .ownership import ON_CONFLICT, OnConflict
 from .registry import Registry, default_registry
 from .session import wall_clock_ms
 from .turns import Turns
+from .worker import LEASE_SECONDS
 
 Status = Literal["pending", "fulfilled", "rejected"]
 
@@ -139,6 +141,8 @@ class Live:
         strategy_name: str,
         exchange_name: str,
         store: Store | None = None,
+        on_conflict: OnConflict = "refuse",
+        lease_seconds: float = LEASE_SECONDS,
         registry: Registry = default_registry,
         listeners: Listeners = default_listeners,
         clock: Callable[[], int] = wall_clock_ms,
@@ -152,6 +156,11 @@ class Live:
         Args:
             store: An open store; default: the process's own, ``./dump/data`` unless ``use_store`` says otherwise.
             registry, listeners: Default: the process's own.
+            on_conflict: Where another live process owns the context on a shared store: ``refuse`` raises
+                ``HeldError``, ``wait`` takes over within the lease when that process dies or lets go, ``takeover``
+                does so at once: the other's next write is refused. A file or memory store belongs to one process.
+            lease_seconds: After so long without a sign of life a process may be replaced; the same for all runs on
+                one store, and at least four times the longest call of the store.
             clock: Tells the time in epoch milliseconds.
             sleep: Takes seconds; a seam for tests.
 
@@ -161,7 +170,9 @@ class Live:
 
         Crash: Running it again goes on from what is stored.
         """
-        return cls._made(symbol, strategy_name, exchange_name, store, registry, listeners, clock, sleep)
+        return cls._made(
+            symbol, strategy_name, exchange_name, store, on_conflict, lease_seconds, registry, listeners, clock, sleep
+        )
 
     @classmethod
     def background(
@@ -171,6 +182,8 @@ class Live:
         strategy_name: str,
         exchange_name: str,
         store: Store | None = None,
+        on_conflict: OnConflict = "refuse",
+        lease_seconds: float = LEASE_SECONDS,
         registry: Registry = default_registry,
         listeners: Listeners = default_listeners,
         clock: Callable[[], int] = wall_clock_ms,
@@ -189,7 +202,9 @@ class Live:
             loop = asyncio.get_running_loop()
         except RuntimeError as error:
             raise InvalidInputError("background() needs a running event loop: call it from async code") from error
-        run = cls._made(symbol, strategy_name, exchange_name, store, registry, listeners, clock, sleep)
+        run = cls._made(
+            symbol, strategy_name, exchange_name, store, on_conflict, lease_seconds, registry, listeners, clock, sleep
+        )
 
         async def consume() -> None:
             try:
@@ -249,6 +264,8 @@ class Live:
         strategy_name: str,
         exchange_name: str,
         store: Store | None,
+        on_conflict: OnConflict,
+        lease_seconds: float,
         registry: Registry,
         listeners: Listeners,
         clock: Callable[[], int],
@@ -256,6 +273,8 @@ class Live:
     ) -> LiveRun:
         if type(symbol) is not str or symbol == "":
             raise InvalidInputError(f"symbol is {symbol!r:.80}: must be text of at least one character")
+        if on_conflict not in ON_CONFLICT:
+            raise InvalidInputError(f"on_conflict is {on_conflict!r:.80}: use {', '.join(ON_CONFLICT)}")
         params = get_config()
         strategy = registry.check_start(strategy_name, params)
         exchange = registry.exchange(exchange_name)
@@ -267,6 +286,7 @@ class Live:
             context, strategy, exchange, cls._turns.join(context, strategy.risk_names), store=store,
             profiles={name: registry.risk(name) for name in strategy.risk_names}, listeners=listeners,
             params=params, holder=HOLDER, clock=clock, sleep=sleep,
+            on_conflict=on_conflict, lease_seconds=lease_seconds,
         )  # fmt: skip
         entry = cls._entries[context] = _Entry(driver)
         return LiveRun(entry, listeners)

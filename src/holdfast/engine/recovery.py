@@ -17,8 +17,6 @@ in the recorded outages, gives the same trades, whether or not the last process 
 from __future__ import annotations
 
 import logging
-import os
-import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, cast
 
@@ -26,7 +24,7 @@ import msgspec
 
 from ..contract import Key, KeyPrefix
 from ..domains import context_key, guard_key, risk_key
-from ..errors import ConflictError, CorruptedError, NotFoundError, UnavailableError
+from ..errors import ConflictError, NotFoundError, UnavailableError
 from ..names import Context
 from ..rows import (
     Event,
@@ -45,6 +43,7 @@ from ..rules.drafts import stored_failures
 from ..rules.signals import State
 from ..store import Loaded, Store, Writer
 from .lanes import Sleep, commit_surely
+from .ownership import Claim, own, refuse_newer
 from .reconcile import Found, Repair, nameless_slot, reconcile
 
 _log = logging.getLogger("holdfast")
@@ -94,33 +93,6 @@ def stopped_reasons(store: Store, context: Context) -> tuple[str, ...]:
     )
 
 
-async def own(
-    store: Store, writer: Writer, context: Context, *, holder: str, now_ms: int, sleep: Sleep
-) -> Loaded[Owner]:
-    """Take the context over: the owner row's epoch is raised by compare-and-set, which fences whoever had it.
-
-    Crash: The old owner still has it, or the new one does; owning again raises the epoch once more.
-    """
-    key = context_key("owner", context)
-    for _ in range(MAX_ATTEMPTS):
-        found, damaged = await store.salvage(key)  # a damaged one is replaced: it says nothing about the trade
-        _refuse_newer(store, damaged)
-        old = cast("Loaded[Owner] | None", found.get(key))
-        row = Owner(
-            holder=holder,
-            epoch=1 if old is None else old.row.epoch + 1,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            since_ms=now_ms,
-        )
-        try:
-            version = await commit_surely(writer, {key: row}, {key: 0 if old is None else old.version}, sleep=sleep)
-        except ConflictError:
-            continue
-        return Loaded(row, version)
-    raise UnavailableError(f"{context}: others keep taking it over: run it once only", key=key)
-
-
 async def recover(
     store: Store,
     writer: Writer,
@@ -131,6 +103,7 @@ async def recover(
     lifetime_ms: int,
     clock: Callable[[], int],
     sleep: Sleep,
+    claim: Claim = Claim(),
 ) -> Recovered:
     """Own, load, check and reconcile one context.
 
@@ -138,13 +111,15 @@ async def recover(
         risk_names: The profiles that its strategy has now.
         lifetime_ms: Longest life of a signal; older slots of others without a signal are pruned.
         clock: Tells the time in epoch milliseconds.
+        claim: What to do about an owner that may be alive.
 
     Raises:
+        HeldError: Another process owns it and lives; the message names it.
         UnavailableError: The store cannot be used now; call again.
 
     Crash: Any part may be done or not; recovering again does the rest.
     """
-    owner = await own(store, writer, context, holder=holder, now_ms=clock(), sleep=sleep)
+    owner = await own(store, writer, context, holder=holder, now_ms=clock(), sleep=sleep, claim=claim)
     for _ in range(MAX_ATTEMPTS):
         found, versions = await _load(store, context, risk_names, now_ms=clock(), lifetime_ms=lifetime_ms)
         plan = reconcile(context, found, risk_names)
@@ -184,13 +159,6 @@ async def recover(
     raise UnavailableError(f"{context}: its risk profiles change too often to be reconciled: start it again")
 
 
-def _refuse_newer(store: Store, damaged: Mapping[Key, str]) -> None:
-    """A row that a newer version wrote is whole and stays where it is: only that version may go on."""
-    for key, reason in damaged.items():
-        if not store.is_stopped(key):
-            raise CorruptedError(reason, key=key)
-
-
 class _Versions(dict[Key, int]):
     """Versions of what was read, and the guard rows beside them."""
 
@@ -211,7 +179,7 @@ async def _load(
     """Read what belongs to the context; a row that contradicts its key goes to quarantine."""
     keys = {domain: context_key(domain, context) for domain in ("signal", "schedule", "partial", "session")}
     found, damaged = await store.salvage(*keys.values())
-    _refuse_newer(store, damaged)
+    refuse_newer(store, damaged)
     for domain, key in keys.items():
         if key in found and (reason := _contradiction(domain, found[key].row, context)):
             try:

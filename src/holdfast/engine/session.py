@@ -27,9 +27,9 @@ import msgspec
 
 from ..contract import Key
 from ..domains import context_key, guard_key
-from ..errors import FailedError, HoldfastError, UnavailableError
+from ..errors import FailedError, FencedError, HoldfastError, UnavailableError
 from ..names import Context
-from ..rows import Event, Guard, Row, Signal
+from ..rows import Event, Guard, Owner, Row, Signal
 from ..rules.candles import MINUTE_MS, Candle, Window
 from ..rules.params import Params
 from ..rules.risk import RiskProfile
@@ -50,11 +50,13 @@ from .lanes import Sleep
 from .listeners import Failure, Listeners, Tick
 from .news import tell_restored, tick_of
 from .outbox import CAP_ROWS, Outbox
+from .ownership import Claim, OnConflict
 from .reconcile import session_row
 from .recovery import RecoveryReport, recover, stopped_reasons
 from .registry import ExchangeSpec, StrategySpec
 from .settle import Settler
 from .tenure import GuardMovedError, Tenure
+from .worker import SignOfLife
 
 _log = logging.getLogger("holdfast")
 
@@ -83,6 +85,8 @@ class Session:
         holder: A random text of this process, by which it knows its own owner row.
         clock: Tells the time in epoch milliseconds, for the owner row and for pruning.
         sleep: Takes seconds; a seam for tests.
+        sign: The sign of life of this process, where the store is shared with others.
+        on_conflict: What to do about a live owner of the context; see :mod:`holdfast.engine.ownership`.
         cap_rows: Most event rows that may wait; see :mod:`holdfast.engine.outbox`.
     """
 
@@ -99,6 +103,8 @@ class Session:
         holder: str,
         clock: Callable[[], int] = wall_clock_ms,
         sleep: Sleep = asyncio.sleep,
+        sign: SignOfLife | None = None,
+        on_conflict: OnConflict = "refuse",
         cap_rows: int = CAP_ROWS,
     ) -> None:
         self.context, self.strategy, self.exchange, self.store = context, strategy, exchange, store
@@ -112,6 +118,9 @@ class Session:
         """Nothing stands in the way of an entry: the one thing that a candle which changes nothing has to look at."""
         self._listeners, self._holder = listeners, holder
         self._clock, self._sleep = clock, sleep
+        self._sign, self._on_conflict = sign, on_conflict
+        self.fenced = asyncio.Event()
+        """Set when somebody else has taken the context over, though nothing was to be committed."""
         self._settler = Settler(
             strategy, exchange, mode="live", params=params, profiles=risk_profiles, listeners=listeners, sleep=sleep
         )
@@ -135,15 +144,19 @@ class Session:
         """Own the context, load it, check it, reconcile it. May be called again.
 
         Raises:
+            HeldError: Another process owns it and lives; the message names it.
             UnavailableError: The store cannot be used now; call again.
 
         Crash: Any part may be done or not; recovering again does the rest.
         """
         await self._flush_last()  # a deletion under the old tenure must not be taken for a takeover
+        if self._sign is not None:
+            await self._sign.join(self)  # first: an owner without a sign of life may be replaced at once
+        claim = Claim(self._on_conflict, None if self._sign is None else self._sign.watch, lambda: self._stopping)
         found = await recover(
             self.store, self._writer, self.context, holder=self._holder, risk_names=self.spec.risk_names,
             lifetime_ms=self.spec.params.max_signal_lifetime_minutes * MINUTE_MS,
-            clock=self._clock, sleep=self._sleep,
+            clock=self._clock, sleep=self._sleep, claim=claim,
         )  # fmt: skip
         self.state, self._held = found.state, found.risk_names
         self._tenure = Tenure(self.store, self._writer, self.context, found.owner, found.session, sleep=self._sleep)
@@ -252,6 +265,16 @@ class Session:
     @stopping.setter
     def stopping(self, stopping: bool) -> None:
         self._stopping, self._plain = stopping, False
+
+    @property
+    def owner(self) -> Owner | None:
+        """The owner row under which it commits; None before it owns, and once it cannot go on."""
+        return None if self._tenure is None or self._broken is not None else self._tenure.owner
+
+    def fence(self, error: FencedError) -> None:
+        """Stop at once: the context is somebody else's."""
+        self._break(error)
+        self.fenced.set()
 
     @property
     def is_released(self) -> bool:
@@ -424,16 +447,28 @@ class Session:
         self._broken, self._plain = error, False  # the next step raises it
 
     async def close(self) -> None:
-        """Commit what waits for it and stop every task; the owner row stays. Repeatable.
+        """Commit what waits for it, let go of a context that others may want, and stop every task. Repeatable.
 
         Crash: Delivered events may be told again.
         """
         was_open = self._broken is None and self._tenure is not None
         try:
             await self._flush_last()
+            await self._let_go()
         finally:
             if was_open:
                 self._broken, self._plain = FailedError(f"{self.context}: the session was closed: recover anew"), False
+
+    async def _let_go(self) -> None:
+        if self._sign is None:
+            return
+        if self._broken is None and self._tenure is not None:
+            try:
+                async with self._tenure.turn:
+                    await self._tenure.release()
+            except HoldfastError as error:
+                _log.warning("%s: it stays owned until the lease is over: %s", self.context, error)
+        await self._sign.leave(self)
 
     async def _flush_last(self) -> None:
         """End the background task, and commit what waits for a commit if that is possible."""

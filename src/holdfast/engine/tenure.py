@@ -17,6 +17,7 @@ from ..names import Context
 from ..rows import Owner, Row, SessionRow
 from ..store import Loaded, Store, Writer
 from .lanes import Sleep, commit_surely
+from .worker import fenced, released
 
 _MAX_ADOPTIONS = 20
 
@@ -52,6 +53,22 @@ class Tenure:
         self._owner, self._session = owner, session
         self.turn = asyncio.Lock()
         """One commit at a time: what it expects depends on the one before."""
+
+    @property
+    def owner(self) -> Owner:
+        """The owner row under which it commits."""
+        return self._owner.row
+
+    async def release(self) -> None:
+        """Let go of the context, so that whoever comes may have it at once; the caller holds :attr:`turn`.
+
+        Raises:
+            FencedError: Another owner has taken over already.
+            UnavailableError: Nothing was written; others may have it when the lease is over.
+
+        Crash: It is let go of, or will be when the lease is over.
+        """
+        await self.commit({self._owner_key: released(self._owner.row)}, {})
 
     async def commit(self, changes: Mapping[Key, Row | None], guards: Mapping[Key, int]) -> int:
         """Commit under this tenure; the caller holds :attr:`turn`.
@@ -91,11 +108,7 @@ class Tenure:
         owner = cast("Loaded[Owner] | None", found.get(self._owner_key))
         mine = self._owner.row
         if owner is None or (owner.row.holder, owner.row.epoch) != (mine.holder, mine.epoch):
-            by = "nobody" if owner is None else f"process {owner.row.pid} on {owner.row.host} (epoch {owner.row.epoch})"
-            raise FencedError(
-                f"{self._context} is owned by {by} now, not by this session (epoch {mine.epoch}): stop trading it",
-                key=self._owner_key,
-            ) from error
+            raise fenced(self._context, mine, None if owner is None else owner.row) from error
         session = cast("Loaded[SessionRow] | None", found.get(self._session_key))
         if (session and session.row) != (self._session and self._session.row) or self._session_key in damaged:
             raise FencedError(

@@ -63,6 +63,11 @@ class Turn:
             finally:
                 self._freed = None
 
+    def stand_aside(self) -> None:
+        """Nobody waits for this member until it asks for its first turn."""
+        if self._group is not None and not self._left:
+            self._group.set_aside(self)
+
     def done(self, candle_ms: int) -> None:
         """Tell the others that this member has decided ``candle_ms``, or gives it up."""
         if self._group is not None and not self._left:
@@ -99,6 +104,11 @@ class _Group:
         self._current.pop(turn, None)
         self._wake()
 
+    def set_aside(self, turn: Turn) -> None:
+        self._current.pop(turn, None)
+        turn._due_ms = 0
+        self._wake()
+
     def first(self) -> Turn | None:
         heap = self._heap
         while heap and self._current.get(heap[0][3]) != heap[0][2]:
@@ -110,9 +120,7 @@ class _Group:
         if late is None or late is asking:
             return
         _log.warning("%s waited %.0f s for %s and goes on without it", asking.context, self.limit_seconds, late.context)
-        self._current.pop(late)  # it is placed anew as soon as it asks
-        late._due_ms = 0
-        self._wake()
+        self.set_aside(late)  # it is placed anew as soon as it asks
 
     def take_over(self, other: _Group) -> None:
         self.risk_names |= other.risk_names
