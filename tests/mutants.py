@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from mutants_redis import REDIS
 from mutants_sql import SQL
+from mutants_wrappers import WRAPPERS
 
 # ruff: noqa: E501
 
@@ -286,7 +287,7 @@ ENGINE = [
     ),
 ]
 
-MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL)]
+MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *WRAPPERS)]
 HANDFUL = (
     "no fdatasync of a commit",
     "the versions are not compared",

@@ -29,6 +29,12 @@ def test_prefixes_wrap_in_the_one_order_whatever_order_they_are_written_in() -> 
         assert layers(open_backend(name)) == ["Traced", "Cached", "Retrying", "MemoryBackend"]
 
 
+def test_the_cache_lies_above_the_encryption_in_the_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_KEYS", "k1=" + "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY=")
+    for name in ("encrypted+retrying+cached+traced+memory:", "cached+traced+encrypted+retrying+memory:"):
+        assert layers(open_backend(name)) == ["Traced", "Cached", "Encrypted", "Retrying", "MemoryBackend"]
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
