@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from servers.shared import shared
 
 from holdfast.testing.histories import Hunt, Report
 from holdfast.testing.histories.storm import address
+from holdfast.urls import WRAPPERS
 
 COUNT, OPERATIONS = 10, 1000
 FEWER = {"s3": (3, 300)}
@@ -22,6 +24,7 @@ FEWER = {"s3": (3, 300)}
 SERVERS = {"redis": "valkey", "postgres": "postgres"}
 """Whose server is killed and restarted once in each history: those that keep their data."""
 ONE_PROCESS = ("memory", "file")
+ALL = "+".join(WRAPPERS)
 
 Proof = Callable[[str, object], None]
 
@@ -88,6 +91,27 @@ async def test_ten_histories_of_a_backend_are_linearizable(name: str, tmp_path: 
         assert counts["restart"] == count
 
 
+WRAPPED: dict[str, tuple[str, str]] = {
+    "cached file": ("cached+", "file"),
+    "encrypted sqlite": ("encrypted+", "sqlite"),
+    "all over file": (f"{ALL}+", "file"),
+    "all over sqlite": (f"{ALL}+", "sqlite"),
+    "all over redis": (f"{ALL}+", "redis"),
+    "all over postgres": (f"{ALL}+", "postgres"),
+}
+"""Stacks: a prefix, and what it stands before."""
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+async def test_histories_through_wrappers_are_linearizable(
+    name: str, tmp_path: Path, record_property: Proof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOLDFAST_KEYS", f"test={base64.b64encode(bytes(range(32))).decode()}")
+    prefix, base = WRAPPED[name]
+    reports = await hunted(prefix + URLS[base](tmp_path), tmp_path, base, 2, OPERATIONS)
+    assert told(reports, name, record_property)["kill"] >= 2
+
+
 async def test_each_scope_is_checked_by_itself(tmp_path: Path) -> None:
     async with Hunt(URLS["sqlite"](tmp_path), tmp_path / "work", operations=300, scopes=3) as hunt:
         report = await hunt.history(1, 0)
@@ -102,6 +126,7 @@ async def test_each_scope_is_checked_by_itself(tmp_path: Path) -> None:
         ("cached+redis://h.example:6379", "h.example", 6379, "cached+redis://127.0.0.1:1"),
         ("postgresql://u:12345@db:5432/x?schema=s", "db", 5432, "postgresql://u:12345@127.0.0.1:1/x?schema=s"),
         ("s3://b?endpoint=http://10.0.0.1:9000", "10.0.0.1", 9000, "s3://b?endpoint=http://127.0.0.1:1"),
+        ("mongodb://h:27017/x?a=b", "h", 27017, "mongodb://127.0.0.1:1/x?a=b&directConnection=true"),
         ("s3://b?endpoint=http%3A%2F%2Fh%3A9000", "h", 9000, "s3://b?endpoint=http%3A%2F%2F127.0.0.1%3A1"),
     ],
 )

@@ -61,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
         help="a shell command that kills the store's server with SIGKILL and returns when it runs again; called once "
         "in each history",
     )  # fmt: skip
+    made.add_argument(
+        "--open", metavar="MODULE:CALLABLE", default="",
+        help="called with STORE, returns the backend: for your own, which no URL names",
+    )  # fmt: skip
     made.add_argument("--json", action="store_true", help="one JSON document instead of lines")
     return made
 
@@ -94,6 +98,7 @@ async def _run(options: argparse.Namespace) -> int:
             operations=options.operations,
             scopes=options.scopes,
             restart=_restart(options.restart) if options.restart else None,
+            opener=options.open,
             token=kept.settings.token,
         ) as hunt:
             assert hunt.promised is not None

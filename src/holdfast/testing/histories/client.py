@@ -7,6 +7,7 @@ answer follows, its outcome is unknown.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import random
 import time
@@ -14,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from ...contract import Backend, Op
-from ...errors import ConflictError, FailedError, UnavailableError, UnknownOutcomeError
+from ...errors import ConflictError, FailedError, InvalidInputError, UnavailableError, UnknownOutcomeError
 from ...urls import open_backend
 from .lines import (
     KEYS,
@@ -33,15 +34,34 @@ from .lines import (
     keys_of,
 )
 
-LONGEST_CALL_SECONDS = 30.0
+LONGEST_CALL_SECONDS = 60.0
 """A call that takes longer is reported as one that does not return: every backend has a deadline below it."""
-_PATIENCE_SECONDS = 90.0
+_PATIENCE_SECONDS = 150.0
 """How long one operation may be tried in vain, through a server's restart."""
 _PAUSE_SECONDS = 0.01
 _CANCELLED = 0.03
 """Share of the guarded commits that are cancelled under way, and then sent again."""
 
 T = TypeVar("T")
+
+
+def backend_of(store: str, opener: str) -> Backend:
+    """Return the backend of a store, not open yet.
+
+    Raises:
+        InvalidInputError: The opener cannot be found, or returned no backend.
+    """
+    if not opener:
+        return open_backend(store)
+    module, _, name = opener.partition(":")
+    try:
+        call = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidInputError(f"{opener!r:.200} cannot be found ({error}): give MODULE:CALLABLE") from error
+    backend = call(store)
+    if not isinstance(backend, Backend):
+        raise InvalidInputError(f"{opener!r:.200} returned {type(backend).__name__}: it must return a Backend")
+    return backend
 
 
 class _Gone(Exception):
@@ -53,7 +73,7 @@ class Client:
 
     def __init__(self, orders: Orders) -> None:
         self.orders = orders
-        self.backend: Backend = open_backend(orders.store)
+        self.backend = backend_of(orders.store, orders.opener)
         self.chance = random.Random(orders.seed)
         self.left = orders.operations
         self.unknowns = orders.unknowns

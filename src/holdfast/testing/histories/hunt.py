@@ -16,9 +16,9 @@ import msgspec
 
 from ...contract import Guarantees, Survives
 from ...errors import InvalidInputError
-from ...urls import open_backend
 from ..linearizable import check, shortest_failure
 from ..proxy import Proxy
+from .client import backend_of
 from .lines import Answered, Broken, Line, Looked, Orders, Read, Repeated, Sent, Troubled, decode
 from .model import Scribe
 from .nest import Nest
@@ -72,6 +72,7 @@ class Hunt:
         operations: How many each history has, at least.
         scopes: On how many scopes; each is checked by itself.
         restart: Kills the store's server and starts it again; called once in each history.
+        opener: ``module:callable`` that takes ``store`` and returns the backend, for one that no URL names.
         token: Part of the scopes' names; drawn if empty.
 
     Raises:
@@ -86,6 +87,7 @@ class Hunt:
         operations: int = 1000,
         scopes: int = 1,
         restart: Restart | None = None,
+        opener: str = "",
         token: str = "",
     ) -> None:
         if not 1 <= operations <= 100_000:
@@ -96,15 +98,16 @@ class Hunt:
         self.work = work
         self.operations = operations
         self.restart = restart
+        self.opener = opener
         self.token = token or secrets.token_hex(4)
         self.scopes = [f"history-{self.token}-{at}" for at in range(scopes)]
         self.promised: Guarantees | None = None
         self._first_n = 0
-        self._nest = Nest(store)
+        self._nest = Nest(store, opener)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Hunt:
-        backend = open_backend(self.store)
+        backend = backend_of(self.store, self.opener)
         self.promised = await backend.open()
         await backend.close()
         await self._stack.enter_async_context(self._nest)
@@ -250,7 +253,7 @@ class _Cast:
         log = self.place / f"client-{self._started}.lines"
         orders = Orders(
             store, str(log), self.hunt.scopes, operations, hands, self._first_n + self._started * _N_APART,
-            self.seed * 1000 + self._started, _UNKNOWNS, look_first, look_last, sweep,
+            self.seed * 1000 + self._started, _UNKNOWNS, self.hunt.opener, look_first, look_last, sweep,
         )  # fmt: skip
         client, end = self.nest.start(orders, str(log.with_suffix(".output")))
         self._logs.append(log)

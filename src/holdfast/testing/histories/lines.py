@@ -34,6 +34,8 @@ class Orders(msgspec.Struct, omit_defaults=True):
     seed: int
     unknowns: int
     """How many commits without ``expect`` may be left with an unknown outcome; after them none is sent."""
+    opener: str = ""
+    """``module:callable`` that takes ``store`` and returns the backend; by default it is named by its URL."""
     look_first: bool = False
     """Note what is stored before anything else."""
     look_last: bool = False

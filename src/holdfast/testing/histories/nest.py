@@ -17,8 +17,7 @@ from collections.abc import Awaitable
 
 import msgspec
 
-from ...urls import open_backend
-from .client import Client
+from .client import Client, backend_of
 from .lines import Orders
 
 
@@ -41,6 +40,9 @@ class Preload(msgspec.Struct, tag="preload"):
     """Import what opening this store needs. Not in the command line: it may hold a password."""
 
     store: str
+    opener: str
+    path: list[str]
+    """Where modules are looked for: the same places as in the process that asks."""
 
 
 class Ended(msgspec.Struct):
@@ -101,7 +103,8 @@ def _serve() -> None:
 
 def _do(told: _Told, running: dict[int, int]) -> None:
     if isinstance(told, Preload):
-        open_backend(told.store)
+        sys.path[:] = told.path
+        backend_of(told.store, told.opener)
         return
     if isinstance(told, Send):
         if told.client in running:  # not reaped yet, so its id is nobody else's
@@ -133,22 +136,23 @@ class Nest:
 
     Args:
         store: What the clients will open: its driver is imported once, before any is started.
+        opener: How, if not by its URL; see :class:`~holdfast.testing.histories.lines.Orders`.
     """
 
-    def __init__(self, store: str) -> None:
+    def __init__(self, store: str, opener: str) -> None:
         self.store = store
+        self.opener = opener
         self._count = 0
         self._ends: dict[int, asyncio.Future[int]] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Nest:
-        open_backend(self.store)  # complains here, of what cannot be opened
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "holdfast.testing.histories.nest",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        self._tell(Preload(self.store))
+        self._tell(Preload(self.store, self.opener, sys.path))
         self._reader = asyncio.ensure_future(self._listen())
         return self
 

@@ -37,7 +37,11 @@ class Address(NamedTuple):
 
     def through(self, port: int) -> str:
         """Return the URL with a loopback port in the place of host and port."""
-        return _ADDRESS.sub(lambda found: f"127.0.0.1{found[2]}{port}", self.store)
+        store = _ADDRESS.sub(lambda found: f"127.0.0.1{found[2]}{port}", self.store)
+        if "mongodb://" in store and "directConnection" not in store:
+            # MongoDB's driver would ask for the set's members, and go round the proxy.
+            store += f"{'&' if '?' in store else '?'}directConnection=true"
+        return store
 
 
 def address(store: str) -> Address | None:
