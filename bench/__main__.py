@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PARTS = ("bench.storage", "bench.engine", "bench.backtest", "bench.sql", "bench.redis")
+PARTS = ("bench.storage", "bench.engine", "bench.backtest", "bench.sql", "bench.redis", "bench.wrappers")
 
 
 def main() -> int:
