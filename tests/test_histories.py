@@ -143,9 +143,31 @@ def test_a_store_without_one_plain_address_is_not_cut(store: str) -> None:
     assert address(store) is None
 
 
+@pytest.mark.parametrize(
+    "broken", ["unguarded", "read_then_written", "torn", "cached_first", "remembering", "forgetful"]
+)
+async def test_a_store_that_breaks_one_promise_is_found(broken: str, tmp_path: Path, record_property: Proof) -> None:
+    """Within three histories: what needs two processes to meet at the wrong moment may not come up at once."""
+    store = URLS["sqlite"](tmp_path)
+    async with Hunt(store, tmp_path / "work", operations=OPERATIONS, opener=f"broken_stores:{broken}") as hunt:
+        for number in range(3):
+            report = await hunt.history(number, number)
+            if report.violations:
+                break
+    assert len(report.violations) == 1, report
+    assert not report.broken
+    lines = report.violations[0].splitlines()
+    assert "these do not:" in lines[0]
+    assert 2 <= len(lines) <= 60, "a window, not the whole history"
+    assert any(line.startswith("> ") for line in lines)
+    assert (tmp_path / "work" / f"history-{number}").exists(), "its lines are kept"
+    record_property("proof:races on broken stores", {"found": 1})
+
+
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     run = [sys.executable, "-m", "holdfast.testing.histories", *words]
-    return subprocess.run(run, capture_output=True, text=True, check=False, timeout=120)
+    # From this directory, where the stores of one's own lie.
+    return subprocess.run(run, capture_output=True, text=True, check=False, timeout=120, cwd=Path(__file__).parent)
 
 
 def test_the_command_goes_on_where_it_stopped_and_tells_the_whole(tmp_path: Path) -> None:
@@ -168,6 +190,17 @@ def test_the_command_ends_by_its_time_cap_and_says_how_far_it_came(tmp_path: Pat
     assert "of 9999 (the time cap ended it)" in done.stdout
 
 
+def test_the_command_shows_what_does_not_fit_and_where_the_lines_are(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    store = "sqlite:" + str(tmp_path / "store.db")
+    done = command(store, "--open", "broken_stores:unguarded", "--count", "1", "--resume", str(kept))
+    assert done.returncode == 1
+    assert "VIOLATED" in done.stdout
+    assert "1 violated" in done.stdout
+    assert "these do not:" in done.stderr
+    assert f"its lines are kept in {kept / 'history-0'}" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -176,6 +209,8 @@ def test_the_command_ends_by_its_time_cap_and_says_how_far_it_came(tmp_path: Pat
         (["memory:", "--operations", "0"], 2, "operations is 0"),
         (["memory:", "--scopes", "99"], 2, "scopes is 99"),
         (["memory:", "--time-cap", "-1"], 2, "--time-cap is -1"),
+        (["memory:", "--open", "nowhere"], 2, "give MODULE:CALLABLE"),
+        (["memory:", "--open", "broken_stores:no_backend"], 2, "must return a Backend"),
         (["redis://127.0.0.1:1"], 3, "cannot be reached"),
     ],
 )
