@@ -22,9 +22,10 @@ from holdfast.backends.memory import MemoryBackend
 from holdfast.backends.sqlite import SqliteBackend
 from holdfast.cli import main
 from holdfast.contract import Backend, Key, Op, Survives
-from holdfast.domains import context_key, decode, encode, from_mapping
+from holdfast.domains import context_key, decode, encode, from_mapping, worker_key
 from holdfast.errors import CorruptedError, LockedError, UnknownOutcomeError
 from holdfast.names import Context
+from holdfast.rows import Worker
 from holdfast.store import Store
 from holdfast.testing.disk import SimulatedDisk
 from holdfast.testing.faults import Fault, FaultyBackend
@@ -334,7 +335,7 @@ async def test_a_live_bot_trades_on_while_its_rows_are_rekeyed_again_and_again(
     async def run(name: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
             sys.executable, "-m", "holdfast.cli", "run", str(BOT), "--store", f"encrypted+sqlite:{tmp_path / name}",
-            "--market", "synthetic:3", "--speed", "wait", "--minutes", "300", "--plain",
+            "--market", "synthetic:3", "--speed", "wait", "--minutes", "200", "--plain",
             env={**os.environ, "HOLDFAST_KEYS": ENV_BOTH}, stdout=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -482,3 +483,29 @@ async def test_the_command_encrypts_a_plain_store(
     await store.open()
     assert (await store.get(key)) is not None
     await store.close()
+
+
+@pytest.mark.parametrize("alive", [True, False])
+async def test_a_plain_store_is_not_encrypted_while_a_bot_gives_signs_of_life(
+    alive: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOLDFAST_KEYS", ENV_OLD)
+    path = tmp_path / "store.db"
+    bot = Store(SqliteBackend(path), require=Survives.NOTHING)
+    await bot.open()
+    lane = bot.writer("worker")
+    worker = Worker(holder="w1", beat=1, lease_seconds=0.4, host="elsewhere", pid=7, machine="another", at_ms=0)
+    await lane.commit({worker_key("w1"): worker})
+    ended = asyncio.Event()
+
+    async def beat() -> None:
+        while alive and not ended.is_set():
+            await lane.commit({worker_key("w1"): worker})
+            await asyncio.sleep(0.02)
+
+    beating = asyncio.ensure_future(beat())
+    assert await command(f"encrypted+sqlite:{path}", "--from-plain") == (3 if alive else 0)
+    ended.set()
+    await beating
+    assert ("process 7 on elsewhere" in capsys.readouterr().err) is alive
+    await bot.close()

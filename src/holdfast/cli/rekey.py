@@ -13,9 +13,11 @@ from typing import Any
 
 import msgspec
 
-from ..contract import Key
+from ..contract import Backend, Key, KeyPrefix
 from ..domains import decode
-from ..errors import InvalidInputError
+from ..engine.worker import Life, Watch, describe
+from ..errors import HeldError, InvalidInputError
+from ..store import Store
 from ..urls import open_backend, parse_store
 from ..wrappers.keyring import ENVIRONMENT, new_entry
 from .exits import OK, STOPPED, UNAVAILABLE
@@ -66,8 +68,10 @@ async def _run(options: argparse.Namespace) -> int:
     if store is None:
         raise InvalidInputError("the store is not named as an encrypted one: write encrypted+ before its URL or path")
     began = time.monotonic()
-    await backend.open()
+    promised = await backend.open()
     try:
+        if options.from_plain and promised.shared:
+            await _require_no_bot(store.backend)
         with _progress(plain=options.plain or options.json) as progress:
             found = await rekey(store, accept_plain=_sound if options.from_plain else None, progress=progress)
     finally:
@@ -85,6 +89,29 @@ async def _run(options: argparse.Namespace) -> int:
     if found.left:
         return STOPPED
     return OK if found.settled else UNAVAILABLE
+
+
+async def _require_no_bot(plain: Backend) -> None:
+    """Refuse while a process gives signs of life on the plain store: what it writes later would stay plain.
+
+    Raises:
+        HeldError: Names the process.
+    """
+    suffix = ".beats"
+    for scope in [scope async for scope in plain.scopes() if scope.endswith(suffix)]:
+        view = Store(plain, scope=scope.removesuffix(suffix))
+        view.read_only = True
+        holders = [key.entity_name for key in await view.keys(KeyPrefix("worker"))]
+        watch = Watch(view)
+        while holders:
+            seen = await watch.look(*holders)
+            for life, row in seen.values():
+                if row is not None and life is Life.ALIVE:
+                    raise HeldError(f"{describe(row)} works on this store and writes plain rows: end it first")
+            holders = [holder for holder, (life, _) in seen.items() if life is Life.UNKNOWN]
+            if holders:
+                leases = [row.lease_seconds for _, row in seen.values() if row is not None]
+                await asyncio.sleep(min(min(leases) / 20, 1.0))
 
 
 def _sound(key: Key, payload: bytes) -> None:
