@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from servers.s3 import S3Server
 from servers.shared import own_name, shared
 
 from holdfast.backends.file import FileBackend
@@ -45,6 +46,19 @@ def _mongo(place: Path) -> Backend:
     return MongoBackend(f"{shared('mongo').url}?collection={own_name(place)}")
 
 
+def _s3(place: Path) -> Backend:
+    from holdfast.backends.s3 import S3Backend
+
+    return S3Backend(s3_url(place))
+
+
+def s3_url(place: Path) -> str:
+    """Return a store on moto, the quick one; what needs a durable service is in ``test_s3_ceph.py``."""
+    server = shared("moto")
+    assert isinstance(server, S3Server)
+    return server.store(own_name(place))
+
+
 BACKENDS: dict[str, Factory] = {
     "memory": _memory,
     "file": _file,
@@ -52,6 +66,7 @@ BACKENDS: dict[str, Factory] = {
     "sqlite": _sqlite,
     "postgres": _postgres,
     "mongo": _mongo,
+    "s3": _s3,
 }
 
 URLS: dict[str, Callable[[Path], str]] = {
@@ -61,5 +76,6 @@ URLS: dict[str, Callable[[Path], str]] = {
     "sqlite": lambda place: f"sqlite:{place / 'store.db'}",
     "postgres": lambda place: f"{shared('postgres').url}?schema={own_name(place)}",
     "mongo": lambda place: f"{shared('mongo').url}?collection={own_name(place)}",
+    "s3": s3_url,
 }
 """The same by URL, for tests whose stores are opened by processes of their own (races, kills, the command line)."""

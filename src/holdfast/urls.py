@@ -21,7 +21,8 @@ from .contract import Backend
 from .errors import InvalidInputError
 
 _KNOWN = (
-    "file:PATH, file:///PATH, sqlite:PATH, redis://HOST, postgresql://HOST/DATABASE, mongodb://HOST/DATABASE, memory:"
+    "file:PATH, file:///PATH, sqlite:PATH, redis://HOST, postgresql://HOST/DATABASE, mongodb://HOST/DATABASE, "
+    "s3://BUCKET/PREFIX, memory:"
 )
 _SCHEMES = ("memory", "file", "sqlite", "redis", "rediss", "postgresql", "postgres", "mongodb", "s3")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):")
@@ -136,6 +137,10 @@ def _backend(place: str) -> Backend:
         from .backends.mongo import MongoBackend
 
         return MongoBackend(place)
+    if scheme == "s3":
+        from .backends.s3 import S3Backend
+
+        return S3Backend(place)
     # The rest may hold a password: only the scheme is repeated.
     raise InvalidInputError(
         f"{scheme!r} with what follows it names no store: give a path, or one of {_KNOWN} "

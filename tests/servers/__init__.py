@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 MODULES = {"valkey": "valkey", "redis": "valkey", "postgres": "postgres", "mongo": "mongo", "mongo-nx": "mongo"}
+MODULES |= dict.fromkeys(("ceph", "moto", "rclone"), "s3")
 """Which module knows the server of this name; the module holds ``KINDS: dict[str, Kind]``."""
 
 
