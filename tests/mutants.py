@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from mutants_encrypted import ENCRYPTED
 from mutants_redis import REDIS
 from mutants_sql import SQL
 from mutants_wrappers import WRAPPERS
@@ -287,7 +288,7 @@ ENGINE = [
     ),
 ]
 
-MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *WRAPPERS)]
+MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *WRAPPERS, *ENCRYPTED)]
 HANDFUL = (
     "no fdatasync of a commit",
     "the versions are not compared",
