@@ -1,4 +1,4 @@
-"""The command line: ``holdfast run``, ``show``, ``check``, ``doctor`` and ``torture``."""
+"""The command line: ``holdfast run``, ``show``, ``check``, ``doctor``, ``promote`` and ``torture``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _COMMANDS = {
     "check": "verify every stored row and every rule; exit code 1 when one is broken",
     "doctor": "what a store really promises, and which setting to change",
     "rekey": "bring every row of an encrypted store under the current key",
+    "promote": "another copy becomes the first; copies are added, replaced, dropped",
     "torture": "kill a run again and again, and compare with one that was never killed",
 }
 _EPILOG = (

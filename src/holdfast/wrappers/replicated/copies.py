@@ -217,4 +217,5 @@ class Copy:
                     return await self.backend.commit(physical, changes, expect, op=op)
                 except UnknownOutcomeError as error:
                     unknown = error
-            raise unknown
+            # Whoever comes next looks at what is there: each of these writes expects the state that it was made for.
+            raise UnavailableError(f"{self.name}: a row of the copies' own may not be written: {unknown}") from unknown
