@@ -54,7 +54,7 @@ class Verdict(NamedTuple, Generic[S]):
 
 
 class Window(NamedTuple, Generic[S]):
-    """The shortest failing beginning of a history, with what fitted left out."""
+    """The end of the shortest failing beginning of a history, without what plays no part in the failure."""
 
     state: S
     """The state before it."""
@@ -202,7 +202,21 @@ def shortest_failure(operations: Sequence[Operation[S]], start: S, *, most_tries
         assert then is not None, "it was placed there"
         state = then
     shown = [beginning[at] for at in verdict.order[before:]]
-    return Window(state, before, [*shown, *stuck], len(stuck))
+    return _without_the_needless(Window(state, before, [*shown, *stuck], len(stuck)), most_tries)
+
+
+def _without_the_needless(window: Window[S], most_tries: int) -> Window[S]:
+    """Leave out, one by one, what changed nothing and without which the rest fits no better."""
+    kept, stuck = list(window.operations), window.stuck
+    for one in window.operations:
+        if one.changes:
+            continue
+        at = next(at for at, other in enumerate(kept) if other is one)
+        rest = kept[:at] + kept[at + 1 :]
+        if check(rest, window.state, most_tries=most_tries).fits is False:
+            stuck -= at >= len(kept) - stuck
+            kept = rest
+    return window._replace(operations=kept, stuck=stuck)
 
 
 def _beginning(operations: Sequence[Operation[S]], moment: int) -> list[Operation[S]]:

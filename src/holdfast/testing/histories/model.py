@@ -50,8 +50,7 @@ class _Commit:
         self.times = 1
         self.answer: Answered | None = None
 
-    @property
-    def text(self) -> str:
+    def text(self, name: str) -> str:
         """Say what it was and how it ended."""
         sent, answer = self.sent, self.answer
         rows = ", ".join(f"k{key}{' deleted' if text is None else ''}" for key, text in sorted(sent.changes.items()))
@@ -60,7 +59,7 @@ class _Commit:
         if answer is not None:
             ended = f"commit {answer.number}" if answer.number else f"refused by {_names(answer.clashes or ())}"
         times = f", sent {self.times} times" if self.times > 1 else ""
-        return f"{sent.writer}.{sent.n} writes {rows or 'nothing'} if {expect or 'anything'}: {ended}{times}"
+        return f"{name} writes {rows or 'nothing'} if {expect or 'anything'}: {ended}{times}"
 
 
 class Scribe:
@@ -71,6 +70,7 @@ class Scribe:
         self._lines = [line for line in lines if getattr(line, "scope", scope) == scope]
         self._commits: dict[tuple[str, int], _Commit] = {}
         self._writers: dict[str, int] = {}
+        self._first_n = min((line.n for line in self._lines if isinstance(line, Sent)), default=0)
         self._before: dict[tuple[int, int, str, int, str], int] = {}
         """Rows that were there at the first look, by what was seen of them; their places lie below -2."""
 
@@ -100,6 +100,10 @@ class Scribe:
 
     def _writer(self, name: str) -> int:
         return self._writers.setdefault(name, len(self._writers))
+
+    def _name(self, writer: str, n: int) -> str:
+        """Name an op for people: counted from the history's first, as the numbers themselves are long."""
+        return f"{writer}.{n - self._first_n}" if n >= self._first_n else f"{writer}.before"
 
     def _start(self) -> ScopeState:
         rows, lasts, number = [_ABSENT] * KEYS, [(-1, 0)] * len(self._writers), 0
@@ -150,7 +154,7 @@ class Scribe:
             return state
 
         said = {
-            seen.key: f"k{seen.key} at {seen.version} by {seen.writer}.{seen.n}"
+            seen.key: f"k{seen.key} at {seen.version} by {self._name(seen.writer, seen.n)}"
             + (" with a payload that it did not write" if found[seen.key][1] == _FOREIGN else "")
             for seen in line.found
         }
@@ -165,7 +169,9 @@ class Scribe:
         def step(state: ScopeState) -> ScopeState | None:
             return state if (state.number, state.lasts) == expected else None
 
-        said = ", ".join(f"{writer}.{n} was {number}" for writer, (n, number) in sorted(line.writers.items()))
+        said = ", ".join(
+            f"{self._name(writer, n)} was {number}" for writer, (n, number) in sorted(line.writers.items())
+        )
         return step, f"{line.by} asks the head: {line.number}; {said}"
 
     def _repeat(self, line: Repeated) -> tuple[Step, str]:
@@ -174,23 +180,23 @@ class Scribe:
         def step(state: ScopeState) -> ScopeState | None:
             return state if state.lasts[who] == last else None
 
-        return step, f"{line.writer}.{line.n} is repeated: {line.number}"
+        return step, f"{self._name(line.writer, line.n)} is repeated: {line.number}"
 
     # -- commits -------------------------------------------------------------------------------------------------------
 
     def _of(self, commit: _Commit) -> Iterable[Operation[ScopeState]]:
-        answer = commit.answer
+        answer, text = commit.answer, commit.text(self._name(commit.sent.writer, commit.sent.n))
         if answer is None:
-            yield Operation(commit.begun, None, self._applied(commit, None), commit.text)
+            yield Operation(commit.begun, None, self._applied(commit, None), text)
         elif answer.number:
-            yield Operation(commit.begun, answer.ended, self._applied(commit, answer.number), commit.text)
+            yield Operation(commit.begun, answer.ended, self._applied(commit, answer.number), text)
         elif answer.clashes is not None:
             refused = self._refused(commit, answer.clashes)
-            yield Operation(commit.last_begun, answer.ended, refused, commit.text, changes=False)
+            yield Operation(commit.last_begun, answer.ended, refused, text, changes=False)
             # A version that is gone does not come back, but absence does: an earlier sending that is still under way
             # may yet find the rows absent that it expects to be.
             if commit.times > 1 and not any(commit.sent.expect[key] for key in answer.clashes):
-                late = f"{commit.text} (an earlier sending of it)"
+                late = f"{text} (an earlier sending of it)"
                 yield Operation(commit.last_begun, None, self._applied(commit, None), late)
 
     def _applied(self, commit: _Commit, number: int | None) -> Step:
