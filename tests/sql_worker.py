@@ -1,4 +1,4 @@
-"""A process of its own over a SQL store: ``python sql_worker.py TARGET count TIMES WRITER`` or ``… pour WRITER``.
+"""A process of its own over a shared store: ``python sql_worker.py TARGET count TIMES WRITER`` or ``… pour WRITER``.
 
 ``count`` raises a counter under ``expect`` so many times; ``pour`` commits without end and says each that returned.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
+from holdfast.backends.mongo import MongoBackend
 from holdfast.backends.postgres import PostgresBackend
 from holdfast.backends.sqlite import SqliteBackend
 from holdfast.contract import Backend, Key, Op
@@ -20,6 +21,8 @@ def backend(target: str) -> Backend:
     """Return the backend for a URL or a path."""
     if target.startswith("postgresql:"):
         return PostgresBackend(target, deadline_seconds=20)
+    if target.startswith("mongodb:"):
+        return MongoBackend(f"{target}&deadline_seconds=20")
     return SqliteBackend(target, deadline_seconds=20)
 
 

@@ -50,7 +50,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     impossible_refused: bool | None = None
     """A write that 50 copies must confirm was refused, as it must be; None: it may not be asked."""
     journaled_taken: bool | None = None
-    """A write with ``w: majority, j: true`` was confirmed."""
+    """A write with ``j: true`` was not refused, as a server without a journal does."""
+    majority_confirms: bool | None = None
+    """A majority has confirmed such a write."""
     max_document_bytes: int = 16 * 1024 * 1024
 
 
@@ -82,9 +84,10 @@ async def facts(link: Link, deadline: float) -> Facts:
     config = told.get("config")
     configured = isinstance(config, dict) and isinstance(config.get("members"), list)
     writable = hello.get("isWritablePrimary", hello.get("ismaster"))
-    probed: tuple[bool | None, bool | None] = (None, None)
+    keeps, taken, confirmed = None, None, None
     if writable:
-        probed = (await _impossible_refused(link, deadline), await _journaled_taken(link, deadline))
+        keeps = await _impossible_refused(link, deadline)
+        taken, confirmed = await _journaled(link, deadline)
     return Facts(
         writable=None if writable is None else bool(writable),
         set_name=set_name,
@@ -94,8 +97,9 @@ async def facts(link: Link, deadline: float) -> Facts:
         journal_default=_flag(config, "writeConcernMajorityJournalDefault") if configured else None,
         persistent=_flag(status.get("storageEngine"), "persistent"),
         journal=_journal(options),
-        impossible_refused=probed[0],
-        journaled_taken=probed[1],
+        impossible_refused=keeps,
+        journaled_taken=taken,
+        majority_confirms=confirmed,
         max_document_bytes=int(hello.get("maxBsonObjectSize", 16 * 1024 * 1024)),
     )
 
@@ -152,14 +156,14 @@ async def _impossible_refused(link: Link, deadline: float) -> bool | None:
     return bool(answer.get("writeConcernError") or answer.get("writeErrors"))
 
 
-async def _journaled_taken(link: Link, deadline: float) -> bool | None:
-    """Ask for a write with the concern of every commit: a server that has no journal refuses it."""
-    concern = {"w": "majority", "j": True, "wtimeout": 5000}
+async def _journaled(link: Link, deadline: float) -> tuple[bool | None, bool | None]:
+    """Ask for a write with the concern of every commit; tell whether it is taken, and whether a majority confirms."""
+    concern = {"w": "majority", "j": True, "wtimeout": 2000}
     try:
         answer = await link.ask(_harmless(link, concern), deadline)
     except RefusedError as refused:
-        return None if refused.code == UNAUTHORIZED else False
-    return not (answer.get("writeConcernError") or answer.get("writeErrors"))
+        return (None if refused.code == UNAUTHORIZED else False), None
+    return True, not (answer.get("writeConcernError") or answer.get("writeErrors"))
 
 
 def _harmless(link: Link, concern: dict[str, Any]) -> dict[str, Any]:
@@ -220,11 +224,11 @@ def _wrong(found: Facts, shown: str) -> HoldfastError | None:
             "that it confirms can be relied on; use a MongoDB server that keeps write concerns",
             backend=shown,
         )
-    if found.journal is False or (found.journaled_taken is False and found.persistent is not True):
+    if found.journal is False or found.journaled_taken is False:
         return UnsafeSettingError(
             f"{shown} does not take writes with j:true: start it with its journal (without --nojournal)", backend=shown
         )
-    if found.journaled_taken is False:
+    if found.majority_confirms is False:
         return UnavailableError(
             f"{shown}: a majority of its members does not confirm writes now: start those that are missing",
             backend=shown,
