@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mutants_encrypted import ENCRYPTED
+from mutants_histories import HISTORIES
 from mutants_redis import REDIS
 from mutants_sql import SQL
 from mutants_wrappers import WRAPPERS
@@ -288,7 +289,7 @@ ENGINE = [
     ),
 ]
 
-MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *WRAPPERS, *ENCRYPTED)]
+MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *WRAPPERS, *ENCRYPTED, *HISTORIES)]
 HANDFUL = (
     "no fdatasync of a commit",
     "the versions are not compared",
