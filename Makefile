@@ -20,6 +20,7 @@ run: .venv/ready  ## the main job: a live paper run, killed again and again, and
 
 servers: .venv/ready  ## get the servers that the tests start on loopback (Valkey, Redis, PostgreSQL)
 	@$(PY) scripts/servers.py install
+	@cd tests && ../$(PY) -m servers.losing_disk
 
 test: servers  ## set everything up and run all tests (under 10 minutes)
 	@$(PY) -m pytest -n 2 --dist worksteal --durations=8
@@ -38,8 +39,8 @@ bench-rivals: servers  ## the same row through other packages, and what each flu
 mutants: .venv/ready  ## plant one-line defects, one at a time; the suite must catch each
 	@$(PY) scripts/mutants.py
 
-torture: .venv/ready  ## the long hunt: 2,000 kills and every numbered step, resumable (TIME_CAP=seconds)
-	@$(HOLDFAST) torture examples/bot.py --kills 2000 --every-step --seed $(SEED) --resume build/torture --time-cap $(TIME_CAP)
+torture: servers  ## the long hunt over every storage: kills of bot and server, races, lost power; resumable (TIME_CAP=seconds, SEED)
+	@$(PY) tests/long_hunt.py --seed $(SEED) --time-cap $(TIME_CAP) --resume build/torture
 
 docs: .venv/ready  ## run every example in README and docs, and draw the picture in the README anew
 	@$(PY) -m pytest tests/test_docs.py

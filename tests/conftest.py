@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import PurePosixPath
 
 import pytest
@@ -58,7 +58,7 @@ def part_of(nodeid: str) -> str:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Add up what all tests counted and took, also those that ran in other processes."""
     proofs: _Counts = {}
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     tests: Counter[str] = Counter()
     for report in (r for reports in terminalreporter.stats.values() for r in reports):
         for name, counts in getattr(report, "user_properties", ()):
@@ -68,11 +68,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             part = part_of(report.nodeid)
             seconds[part] += report.duration  # of set-up, call and end
             tests[part] += report.when == "call"
+    left_out = {str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", ())}  # never in silence
+    for reason in sorted(left_out):
+        terminalreporter.write_line(f"left out: {reason.removeprefix('Skipped: ')}")
     for name, totals in sorted(proofs.items()):
         terminalreporter.write_line(f"{name}: " + ", ".join(f"{count:,} {what}" for what, count in totals.items()))
     if len(seconds) > 1:
         terminalreporter.write_line("")
         terminalreporter.write_line(f"{'part':<22}{'tests':>7}{'seconds':>9}   (of the processes together)")
-        for part, spent in seconds.most_common():
+        for part, spent in sorted(seconds.items(), key=lambda item: -item[1]):
             terminalreporter.write_line(f"{part:<22}{tests[part]:>7}{spent:>9.1f}")
-        terminalreporter.write_line(f"{'together':<22}{tests.total():>7}{seconds.total():>9.1f}")
+        terminalreporter.write_line(f"{'together':<22}{tests.total():>7}{sum(seconds.values()):>9.1f}")

@@ -10,12 +10,14 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 from servers import Running, kind
+from servers.s3 import credentials
 
 from holdfast.cli.torture import add_parser, torture_plan
 from holdfast.testing.torture import Round, torture
@@ -38,6 +40,7 @@ STORES = {
     "redis": Stored("valkey", lambda url: f"{url}/0"),
     "postgres": Stored("postgres", lambda url: url),
     "mongo": Stored("mongo", lambda url: url),
+    "s3": Stored("ceph", lambda url: url),  # moto keeps nothing over a restart
 }
 
 
@@ -52,16 +55,27 @@ def run(name: str, words: list[str], place: Path, progress: Callable[[Round, int
     """
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
-    stored = STORES[name]
-    running: Running | None = kind(stored.server).start(place) if stored.server else None
-    try:
+    with started(name, place) as (store, running):
         options = parser.parse_args(["torture", str(BOT), *words])
-        options.store = stored.url(running.url if running else str(place))
+        options.store = store
         hook = _again(running) if running else None
         return torture(torture_plan(options, work=options.resume or str(place / "work")), progress, server=hook)
+
+
+@contextmanager
+def started(name: str, place: Path) -> Iterator[tuple[str, Running | None]]:
+    """Start a storage's server, if it has one, and give its store's URL."""
+    stored = STORES[name]
+    if not stored.server:
+        yield stored.url(str(place)), None
+        return
+    if stored.server == "ceph":
+        credentials()
+    running = kind(stored.server).start(place)
+    try:
+        yield stored.url(running.url), running
     finally:
-        if running:
-            running.stop()
+        running.stop()
 
 
 def _again(running: Running) -> Callable[[], None]:

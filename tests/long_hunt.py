@@ -1,0 +1,178 @@
+"""The long hunt, ``make torture``: over every storage kills of the bot and of its server, races, and lost power.
+
+``python tests/long_hunt.py [--resume DIR] [--time-cap SECONDS] [--seed S] [--share F] [PART …]``; a part is
+``kills:NAME``, ``histories:NAME`` or ``power:NAME``. Each part keeps what it has done in the directory, so that the
+hunt goes on where it stopped; ``--share 0.01`` takes a hundredth of everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lost_power
+import msgspec
+import torture_servers
+from servers.losing_disk import why_not
+
+KILLS = {"file": 2000}
+"""SIGKILLs of the bot, where it is not :data:`KILLS_ON_A_SERVER`; numbered steps come on top."""
+KILLS_ON_A_SERVER, KILLS_OF_A_SERVER = 1000, 100
+HISTORIES = 200
+CUTS = 100
+_CUTS_AT_ONCE = 10
+
+
+class Done(NamedTuple):
+    """What a part has come to."""
+
+    part: str
+    did: str
+    wrong: int
+    complete: bool
+    seconds: float
+
+
+class Hunt:
+    """All parts, one after the other, within a cap of time.
+
+    Args:
+        options: Of the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.place = Path(options.resume).resolve()
+        self.place.mkdir(parents=True, exist_ok=True)
+        self.ends = time.monotonic() + options.time_cap
+        self.parts = {
+            **{f"kills:{name}": self.kills for name in torture_servers.STORES},
+            **{f"histories:{name}": self.histories for name in torture_servers.STORES if name != "file"},
+            **{f"power:{name}": self.power for name in lost_power.RIGS},
+        }
+
+    def run(self, chosen: Sequence[str]) -> list[Done]:
+        """Do the parts; each gets an even share of what is left of the time."""
+        done = []
+        names = list(chosen) or list(self.parts)
+        for at, part in enumerate(names):
+            left = self.ends - time.monotonic()
+            if left <= 0:
+                print(f"{part}: not begun: the time is up; call again to go on", flush=True)
+                done.append(Done(part, "not begun", 0, False, 0.0))
+                continue
+            began = time.monotonic()
+            did, wrong, complete = self.parts[part](part.partition(":")[2], left / (len(names) - at))
+            done.append(Done(part, did, wrong, complete, time.monotonic() - began))
+            print(f"{part}: {did}{'' if complete else ' (to be continued)'}; {wrong} wrong", flush=True)
+        return done
+
+    def _wanted(self, full: int) -> int:
+        share: float = self.options.share
+        return max(1, math.ceil(full * share))
+
+    def _kept(self, part: str) -> Path:
+        """Return where a part keeps its results: another seed or share is another hunt."""
+        return self.place / f"{part.replace(':', '-')}-{self.options.seed}-{self.options.share:g}"
+
+    def kills(self, name: str, seconds: float) -> tuple[str, int, bool]:
+        """Torture a storage."""
+        server = bool(torture_servers.STORES[name].server)
+        kills = self._wanted(KILLS.get(name, KILLS_ON_A_SERVER))
+        server_kills = self._wanted(KILLS_OF_A_SERVER) if server else 0
+        words = ["--kills", str(kills), "--server-kills", str(server_kills), "--every-step"]
+        words += ["--seed", str(self.options.seed), "--time-cap", f"{seconds:.0f}"]
+        with tempfile.TemporaryDirectory(prefix=f"holdfast-torture-{name}-") as place:
+            found = torture_servers.run(
+                name, [*words, "--resume", str(self._kept(f"kills:{name}"))], Path(place), lambda so_far, wanted: None
+            )
+        for text in (*found.lost, *found.duplicated, *found.broken, *found.differences)[:5]:
+            print(text, file=sys.stderr)
+        wrong = len(found.lost) + len(found.duplicated) + len(found.broken) + len(found.differences)
+        did = (
+            f"{found.kills} kills of the bot, {found.server_kills} of the server, {found.commits} commits acknowledged"
+        )
+        return did, wrong, found.kills >= kills and found.server_kills >= server_kills
+
+    def histories(self, name: str, seconds: float) -> tuple[str, int, bool]:
+        """Run histories and check them."""
+        with (
+            tempfile.TemporaryDirectory(prefix=f"holdfast-histories-{name}-") as place,
+            torture_servers.started(name, Path(place)) as (store, _),
+        ):
+            wanted = self._wanted(HISTORIES)
+            command = [sys.executable, "-m", "holdfast.testing.histories", store, "--json", "--count", str(wanted)]
+            command += ["--resume", str(self._kept(f"histories:{name}"))]
+            command += ["--seed", str(self.options.seed), "--time-cap", f"{seconds:.0f}"]
+            ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        try:
+            found: dict[str, Any] = json.loads(ended.stdout)
+        except ValueError:
+            return f"ended with {ended.returncode}", 1, False
+        count = len(found["histories"])
+        return f"{count} histories", int(ended.returncode != 0), count >= wanted
+
+    def power(self, name: str, seconds: float) -> tuple[str, int, bool]:
+        """Cut the power, ten times at once, so that a hunt can stop between."""
+        if why := why_not():
+            return why, 0, False
+        file = self._kept(f"power:{name}").with_suffix(".jsonl")
+        lines = file.read_bytes().splitlines() if file.exists() else []
+        all_found = [msgspec.json.decode(line, type=lost_power.Found) for line in lines]
+        wanted, ends = self._wanted(CUTS), time.monotonic() + seconds
+        while (so_far := sum(one.cuts for one in all_found)) < wanted and time.monotonic() < ends:
+            cuts = min(_CUTS_AT_ONCE, wanted - so_far)
+            all_found.append(self._cuts(name, cuts, self.options.seed * 1000 + so_far, file))
+            if all_found[-1].lost or all_found[-1].broken:
+                break
+        rig = lost_power.RIGS[name]
+        lost = sum(one.lost for one in all_found)
+        broken = [text for one in all_found for text in one.broken]
+        for text in broken:
+            print(text, file=sys.stderr)
+        commits = sum(one.commits for one in all_found)
+        did, wrong = f"{so_far} cuts, {commits} commits acknowledged, {lost} lost", lost + len(broken)
+        if rig.wrong and time.monotonic() < ends:
+            bitten = lost_power.cut_again_and_again(name, max(2, wanted // 20), wrong=True, seed=self.options.seed)
+            did += f"; {rig.wrong}: {'refused' if bitten.refused else 'NOT REFUSED'}, else {bitten.lost} lost"
+            did += f" of {bitten.commits}"
+            wrong += int(not bitten.refused) + int(not bitten.lost)
+        return did, wrong, so_far >= wanted
+
+    @staticmethod
+    def _cuts(name: str, cuts: int, seed: int, file: Path) -> lost_power.Found:
+        found = lost_power.cut_again_and_again(name, cuts, seed=seed)
+        with file.open("ab") as results:
+            results.write(msgspec.json.encode(found) + b"\n")
+        return found
+
+
+def main(argv: Sequence[str]) -> int:
+    """Hunt, and print a table; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART")
+    parser.add_argument("--resume", default="build/torture", metavar="DIR")
+    parser.add_argument("--time-cap", type=float, default=math.inf, metavar="SECONDS")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--share", type=float, default=1.0, help="of the full counts")
+    options = parser.parse_args(argv)
+    hunt = Hunt(options)
+    if unknown := [part for part in options.parts if part not in hunt.parts]:
+        parser.error(f"no part {', '.join(unknown)}: there are {', '.join(hunt.parts)}")
+    done = hunt.run(options.parts)
+    print(f"\n{'part':<20}{'seconds':>9}{'wrong':>7}  what")
+    for one in done:
+        print(f"{one.part:<20}{one.seconds:>9.0f}{one.wrong:>7}  {one.did}{'' if one.complete else ' (not all)'}")
+    return int(any(one.wrong for one in done))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
