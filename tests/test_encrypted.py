@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from process_store import signal
 
 from holdfast.backends.file import FileBackend
@@ -87,7 +85,7 @@ async def test_the_medium_holds_json_without_a_word_of_the_row() -> None:
     lies = lying(memory, A).payload
     assert lies.startswith(b'{"_encrypted":1,"key":"old","op":["w",1],"nonce":"')
     assert b"breakout" not in lies
-    assert b"breakout" not in base64.b64decode(sealed_row(A, lies).data + b"==", validate=False)
+    assert b"breakout" not in sealed_row(A, lies).data
     assert (await store.read("main", [A]))[A] == Record(b'{"note":"breakout"}', 1, Op("w", 1))
 
 
@@ -164,26 +162,20 @@ async def test_a_row_under_another_op_is_refused(op: Op) -> None:
         await refused(store, A)
 
 
-parts = st.tuples(*[st.text("ab1:,", min_size=1, max_size=4)] * 5, st.integers(0, 12))
-
-
-@settings(max_examples=300, deadline=None)
-@given(parts, parts)
-def test_no_two_places_share_their_associated_data(one: tuple[Any, ...], two: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize("separator", ["", ",", ":", "1:a,", "/"])
+def test_no_two_places_share_their_associated_data(separator: str) -> None:
+    """The same characters cut elsewhere into scope, domain, entity name and id are another place."""
     store = Encrypted(MemoryBackend(), ring())
-
-    def at(place: tuple[Any, ...]) -> tuple[str, Key, Op]:
-        return place[0], Key(*place[1:4]), Op(place[4], place[5])
-
-    scope, key, op = at(one)
-    payload = store.sealed(scope, key, op, b"{}")
-    other_scope, other_key, other_op = at(two)
-    record = Record(payload, 1, other_op)
-    if one == two:
+    op = Op("w", 1)
+    places = []
+    for cuts in itertools.combinations(range(1, 6), 3):
+        scope, *key = (separator.join("aaaaaa"[a:b]) for a, b in itertools.pairwise((0, *cuts, 6)))
+        places.append((scope, Key(*key)))
+    for (scope, key), other in itertools.permutations(places, 2):
+        record = Record(store.sealed(scope, key, op, b"{}"), 1, op)
         assert store.opened(scope, key, record) == b"{}"
-    else:
-        with pytest.raises(CorruptedError):
-            store.opened(other_scope, other_key, record)
+        with pytest.raises(CorruptedError, match="does not verify"):
+            store.opened(*other, record)
 
 
 def test_the_same_op_gives_the_same_bytes_and_anything_else_another_nonce() -> None:

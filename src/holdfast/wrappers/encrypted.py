@@ -10,10 +10,10 @@ the row. So a nonce repeats only where the same op writes the same row again, wh
 counter to keep, no limit on messages that a bot could reach (2^120 of them are the birthday bound), nothing to go wrong
 after a fork or on the copy of a virtual machine, and a commit that is sent again is byte for byte the same.
 
-The associated data are format, scope, domain, entity name, entity id, key id and op, each with its length. The op is
-the one that the medium says wrote the row, so a ciphertext under another key, in another scope or under another op
-is refused; it also stands in the open, so that bytes that were moved to quarantine can still be decrypted. The row's
-own schema number and checksum are inside.
+The associated data are format, scope, domain, entity name, entity id, key id and op, as a JSON list. The op is the one
+that the medium says wrote the row, so a ciphertext under another key, in another scope or under another op is refused;
+it also stands in the open, so that bytes that were moved to quarantine can still be decrypted. The row's own schema
+number and checksum are inside.
 
 What is found, and what is not
   * Found: every changed bit, truncation, a row under another key, scope or op, a plain row in an encrypted store.
@@ -233,13 +233,15 @@ class Encrypted(Around):
                 "(base64 makes it a third longer): split it"
             )
         secret = self.keyring.current
-        bound = _bound(scope, key, secret.id, op)
+        try:
+            bound = _bound(scope, key, secret.id, op)
+        except (UnicodeEncodeError, OverflowError, TypeError) as error:
+            raise InvalidInputError(
+                f"{key!r:.200} in {scope!r:.80} under {op!r:.80} cannot be stored: {error}"
+            ) from None
         nonce = secret.derive(_NONCE, bound + payload)[:_NONCE_BYTES]
         data = _cipher(secret, nonce).encrypt(nonce[_SALT_BYTES:], payload, bound)
-        try:
-            return _encode(Sealed(FORMAT, secret.id, (op.writer, op.n), nonce, data))
-        except (UnicodeEncodeError, OverflowError, TypeError) as error:
-            raise InvalidInputError(f"the op {op!r:.80} cannot be used: {error}") from None
+        return _encode(Sealed(FORMAT, secret.id, (op.writer, op.n), nonce, data))
 
     def opened(self, scope: str, key: Key, record: Record) -> bytes:
         """Return the payload of a record of the medium.
@@ -316,10 +318,8 @@ def _cipher(secret: SecretKey, nonce: bytes) -> AESGCM:
 
 
 def _bound(scope: str, key: Key, key_id: str, op: Op) -> bytes:
-    """Return the associated data: each part with its length, so that no two lists of parts look alike."""
-    parts = ("holdfast", FORMAT, scope, *key, key_id, *op)
-    raw = [str(part).encode(errors="surrogatepass") for part in parts]
-    return b"%d:" % len(raw) + b"".join(b"%d:%b," % (len(part), part) for part in raw)
+    """Return the associated data: a JSON list, so that no two lists of parts look alike."""
+    return _encode(("holdfast", FORMAT, scope, *key, key_id, *op))
 
 
 __all__ = ["MAX_PLAIN_BYTES", "Encrypted", "Keyring", "Sealed", "Witness", "is_plain", "sealed_row"]

@@ -47,11 +47,14 @@ class Seen(NamedTuple):
     n: int
 
 
-class _Section(msgspec.Struct):
-    """What is known of one store."""
+_Rows = dict[tuple[str, Key], Seen]
 
-    scopes: dict[str, int] = {}
-    rows: dict[str, tuple[int, str, int]] = {}
+
+class _Section(msgspec.Struct):
+    """What the file says of one store."""
+
+    scopes: dict[str, int]
+    rows: dict[str, tuple[int, str, int]]
     """Under ``SCOPE DOMAIN/NAME/ID``."""
 
 
@@ -73,7 +76,7 @@ class Witness:
         self._flush_seconds = flush_seconds
         self._store = ""
         self._scopes: dict[str, int] = {}
-        self._rows: dict[str, Seen] = {}
+        self._rows: _Rows = {}
         self._changed = False
         self._task: asyncio.Task[None] | None = None
         self._writing = asyncio.Lock()
@@ -101,7 +104,7 @@ class Witness:
         section = (await asyncio.to_thread(_load, self.path)).stores.get(store)
         self._scopes, self._rows, self._changed = {}, {}, False
         if section is not None:
-            self._take(section)
+            self._take(section.scopes, _rows_of(section))
         if not read_only:
             try:
                 await self.flush()
@@ -135,7 +138,7 @@ class Witness:
     def known(self, scope: str, keys: Iterable[Key]) -> dict[Key, Seen]:
         """Return what is known of ``keys`` at this moment: what a read that begins now may not fall behind."""
         rows = self._rows
-        return {key: seen for key in keys if (seen := rows.get(f"{scope} {key}")) is not None}
+        return {key: seen for key in keys if (seen := rows.get((scope, key))) is not None}
 
     def require_head(self, scope: str, number: int, floor: int) -> None:
         """Refuse a scope that stands before what was seen.
@@ -172,22 +175,24 @@ class Witness:
 
     def note_read(self, scope: str, records: Mapping[Key, Record]) -> None:
         """Take note of rows that a read has returned."""
-        for key, (_, version, op) in records.items():
-            self._note(scope, key, Seen(version, op.writer, op.n))
+        rows, newest, touched = self._rows, self._scopes.get(scope, 0), False
+        for key, (_, version, (writer, n)) in records.items():
+            before = rows.get((scope, key))
+            if before is None or before[0] < version:
+                rows[scope, key] = Seen(version, writer, n)
+                newest, touched = max(newest, version), True
+        if touched:
+            self._raise_scope(scope, newest)
+            self._touch()
 
     def note_commit(self, scope: str, number: int, changes: Mapping[Key, bytes | None], op: Op) -> None:
         """Take note of a commit that the store has acknowledged."""
         for key, payload in changes.items():
-            self._note(scope, key, Seen(number, "", -1) if payload is None else Seen(number, op.writer, op.n))
+            before = self._rows.get((scope, key))
+            if before is None or before.version < number:
+                self._rows[scope, key] = Seen(number, "", -1) if payload is None else Seen(number, op.writer, op.n)
         self._raise_scope(scope, number)
-
-    def _note(self, scope: str, key: Key, seen: Seen) -> None:
-        name = f"{scope} {key}"
-        before = self._rows.get(name)
-        if before is None or before.version < seen.version:
-            self._rows[name] = seen
-            self._raise_scope(scope, seen.version)
-            self._touch()
+        self._touch()
 
     def _raise_scope(self, scope: str, number: int) -> None:
         if number > self._scopes.get(scope, 0):
@@ -199,13 +204,13 @@ class Witness:
         if not self._read_only and (self._task is None or self._task.done()):
             self._task = asyncio.get_running_loop().create_task(self._flush_later(), name="holdfast witness")
 
-    def _take(self, section: _Section) -> None:
-        for scope, number in section.scopes.items():
+    def _take(self, scopes: Mapping[str, int], rows: _Rows) -> None:
+        for scope, number in scopes.items():
             self._scopes[scope] = max(number, self._scopes.get(scope, 0))
-        for name, row in section.rows.items():
+        for name, seen in rows.items():
             before = self._rows.get(name)
-            if before is None or before.version < row[0]:
-                self._rows[name] = Seen(*row)
+            if before is None or before.version < seen.version:
+                self._rows[name] = seen
 
     # ------------------------------------------------------------------ writing
 
@@ -231,11 +236,11 @@ class Witness:
         if self._read_only:
             return
         async with self._writing:
-            mine = _Section(dict(self._scopes), dict(self._rows.items()))
+            scopes, rows = self._scopes.copy(), self._rows.copy()
             self._changed = False
-            writing = asyncio.ensure_future(asyncio.to_thread(_merge, self.path, self._store, mine))
+            writing = asyncio.ensure_future(asyncio.to_thread(_merge, self.path, self._store, scopes, rows))
             try:
-                merged = await asyncio.shield(writing)
+                news, kept = await asyncio.shield(writing)
             except asyncio.CancelledError:
                 await asyncio.wait([writing])  # the thread goes on, and nobody may write beside it
                 self._changed = True
@@ -243,10 +248,9 @@ class Witness:
             except BaseException:
                 self._changed = True
                 raise
-            self._take(merged)
-            if len(self._rows) > 2 * MAX_ROWS:
-                kept = merged.rows
-                self._rows = {name: Seen(*row) for name, row in kept.items()}
+            self._take(news.scopes, _rows_of(news))
+            if kept is not None:
+                self._rows = kept
 
 
 def _load(path: Path) -> _File:
@@ -268,22 +272,44 @@ def _load(path: Path) -> _File:
     return found
 
 
-def _merge(path: Path, store: str, mine: _Section) -> _Section:
-    """Add ``mine`` to the file and return what it then holds of ``store``. Runs in a thread."""
+def _merge(path: Path, store: str, scopes: dict[str, int], rows: _Rows) -> tuple[_Section, _Rows | None]:
+    """Add to the file what this process knows. Runs in a thread.
+
+    Returns:
+        What the file knew better, and, where memory holds too much, what to keep there.
+    """
     with _locked(path):
         whole = _load(path)
         section = whole.stores.setdefault(store, _Section({}, {}))
-        for scope, number in mine.scopes.items():
-            section.scopes[scope] = max(number, section.scopes.get(scope, 0))
-        for name, row in mine.rows.items():
-            if name not in section.rows or section.rows[name][0] < row[0]:
-                section.rows[name] = row
+        news = _Section({}, {})
+        for scope, number in scopes.items():
+            if section.scopes.get(scope, 0) < number:
+                section.scopes[scope] = number
+        news.scopes = {scope: number for scope, number in section.scopes.items() if number > scopes.get(scope, 0)}
+        known = {f"{scope} {key}": seen for (scope, key), seen in rows.items()}
+        for name, seen in known.items():
+            there = section.rows.get(name)
+            if there is None or there[0] < seen[0]:
+                section.rows[name] = seen
+        for name, row in section.rows.items():
+            mine = known.get(name)
+            if mine is None or mine[0] < row[0]:
+                news.rows[name] = row
         if len(section.rows) > MAX_ROWS:
             by_worth = sorted(section.rows.items(), key=lambda item: (item[1][1] != "", item[1][0]))
             section.rows = dict(by_worth[-MAX_ROWS:])
+            news.rows = {name: row for name, row in news.rows.items() if name in section.rows}
         text = msgspec.json.encode(whole)
         _replace(path, b"%b\n%08x\n" % (text, crc32(text)))
-    return section
+    return news, _rows_of(section) if len(rows) > 2 * MAX_ROWS else None
+
+
+def _rows_of(section: _Section) -> _Rows:
+    found: _Rows = {}
+    for name, row in section.rows.items():
+        scope, _, path = name.partition(" ")
+        found[scope, Key(*path.split("/"))] = Seen(*row)
+    return found
 
 
 @contextlib.contextmanager
