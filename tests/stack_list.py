@@ -56,27 +56,39 @@ def _alone(wrapper: Callable[[Backend], Backend], base: Factory) -> Factory:
     return lambda place: wrapper(base(place))
 
 
-def _whole(base: Factory) -> Factory:
-    return lambda place: stack(base(place), retrying=True, keys=KEYS, cached=True, leases=OneWriter(), traced=True)
+def place_of(root: Path, name: str) -> Path:
+    """Return an own directory under ``root`` for one of several backends of a stack."""
+    found = root / name
+    found.mkdir(exist_ok=True)
+    return found
+
+
+def _whole(*bases: str, quorum: int | None = None) -> Factory:
+    """Return a factory of the full stack, over one backend or over several that are copies."""
+
+    def make(place: Path) -> Backend:
+        alone = len(bases) == 1
+        copies = [BACKENDS[base](place if alone else place_of(place, f"{at}-{base}")) for at, base in enumerate(bases)]
+        return stack(
+            *copies, retrying=True, quorum=quorum, keys=KEYS, cached=True, leases=OneWriter(), traced=True
+        )  # fmt: skip
+
+    return make
 
 
 STACKS: dict[str, Factory] = {
     **{f"{name}({base})": _alone(ALONE[name], BACKENDS[base]) for name in ALONE for base in CHEAP},
-    **{f"all({base})": _whole(BACKENDS[base]) for base in BACKENDS},
+    **{f"all({base})": _whole(base) for base in BACKENDS},
+    "all(memory, memory, memory)": _whole("memory", "memory", "memory", quorum=2),
+    "all(redis, postgres, sqlite)": _whole("redis", "postgres", "sqlite", quorum=2),
+    "all(mongo, s3, file)": _whole("mongo", "s3", "file", quorum=3),
 }
-"""What the conformance suite runs over, besides the bare backends."""
+"""What the conformance suite runs over, besides the bare backends and the copies without other wrappers."""
 
-BELONG_TO_ONE_PROCESS = tuple(name for name in STACKS if "(memory" in name or "(file" in name)
+BELONG_TO_ONE_PROCESS = tuple(name for name in STACKS if "memory" in name or "file" in name)
 """Stacks that cannot be shared by several processes."""
 
 
 def material_of(name: str) -> Material:
     """Return what the suite writes: a little less than 8 MiB where it is encrypted, as base64 makes it longer."""
     return PLAIN if name.startswith(("cached", "retrying", "traced")) else PLAIN._replace(most_bytes=MAX_PLAIN_BYTES)
-
-
-def place_of(root: Path, name: str) -> Path:
-    """Return an own directory under ``root`` for one of several backends of a stack."""
-    found = root / name
-    found.mkdir(exist_ok=True)
-    return found

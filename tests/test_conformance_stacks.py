@@ -10,8 +10,18 @@ from stack_list import BELONG_TO_ONE_PROCESS, STACKS, material_of
 from holdfast.testing.conformance import Bench, Check, Need, conformance_cases
 
 
-@pytest.mark.parametrize("name", STACKS)
-@pytest.mark.parametrize("check", conformance_cases())
+COSTLY = "the writer that wrote longest ago is forgotten first"
+"""4,096 commits: over copies on servers they would take longer than all the rest, and copies in memory show it too."""
+
+CASES = [
+    pytest.param(check, name, id=f"{check.name.replace(' ', '-')}-{name}")
+    for name in STACKS
+    for check in (param.values[0] for param in conformance_cases())
+    if isinstance(check, Check) and not (check.name == COSTLY and "," in name and "memory" not in name)
+]
+
+
+@pytest.mark.parametrize(("check", "name"), CASES)
 async def test_a_stack_keeps_the_contract(check: Check, name: str, tmp_path: Path) -> None:
     lacking = await check.run_on(Bench(STACKS[name], tmp_path, material_of(name)))
     if lacking is not None and not (lacking is Need.EXCLUSIVE and name not in BELONG_TO_ONE_PROCESS):

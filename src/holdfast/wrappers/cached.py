@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -129,6 +130,7 @@ class Cached(Around):
         self._unsettled: dict[tuple[str, str], tuple[int, frozenset[_Place]]] = {}
         self._doubtful: Counter[_Place] = Counter()
         self._floors: dict[str, int] = {}
+        self._finding = asyncio.Lock()
 
     @property
     def figures(self) -> Figures:
@@ -272,12 +274,15 @@ class Cached(Around):
     async def _find_floor(self, scope: str) -> None:
         """Learn a commit number that every commit of an earlier life is at most: once for each scope."""
         life = self._life
-        try:
-            number = (await self.backend.head(scope)).number
-        except HoldfastError:
-            return  # nothing is kept from this commit; it will say what is wrong
-        if life == self._life:
-            self._floors.setdefault(scope, number)
+        async with self._finding:  # others that begin meanwhile need not ask again
+            if scope in self._floors or life != self._life:
+                return
+            try:
+                number = (await self.backend.head(scope)).number
+            except HoldfastError:
+                return  # nothing is kept from this commit; it will say what is wrong
+            if life == self._life:
+                self._floors[scope] = number
 
     def _begin_writing(self, places: Iterable[_Place]) -> None:
         for place in places:

@@ -24,6 +24,9 @@ from .around import Around
 
 T = TypeVar("T")
 
+DEADLINE_SECONDS = 30.0
+"""How long a call is tried, unless told otherwise."""
+
 _LOOKS = 3
 """How often the head is looked at for a commit without ``expect``: what is in flight lands soon, or nobody can tell."""
 
@@ -88,7 +91,7 @@ class Retrying(Around):
         self,
         backend: Backend,
         *,
-        deadline_seconds: float = 30.0,
+        deadline_seconds: float = DEADLINE_SECONDS,
         first_delay_seconds: float = 0.05,
         most_delay_seconds: float = 2.0,
         observer: Callable[[Retry], None] | None = None,

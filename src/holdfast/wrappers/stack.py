@@ -14,7 +14,10 @@ from typing import Any
 from ..contract import Backend
 from ..errors import InvalidInputError
 from .cached import Cached, Leases
-from .retrying import Retrying
+from .retrying import DEADLINE_SECONDS, Retrying
+
+_COPY_DEADLINE_SECONDS = 5.0
+"""How long one of several copies is tried: the others wait for it at open, and it is asked again later anyway."""
 
 
 def stack(
@@ -58,7 +61,8 @@ def stack(
     _require(witness is None or keys is not None, "witness", "keys")
     _require(leases is None or cached, "leases", "cached=True")
     _require((meter_provider or tracer_provider) is None or traced, "meter_provider and tracer_provider", "traced=True")
-    retried = [Retrying(copy) for copy in copies] if retrying else []
+    patience = _COPY_DEADLINE_SECONDS if followers else DEADLINE_SECONDS
+    retried = [Retrying(copy, deadline_seconds=patience) for copy in copies] if retrying else []
     inner: Backend = (retried or copies)[0]
     if followers:
         inner = _class("replicated", "Replicated")(*(retried or copies), quorum=quorum)
