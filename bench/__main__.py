@@ -5,7 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PARTS = ("bench.storage", "bench.engine", "bench.backtest", "bench.sql", "bench.redis", "bench.wrappers")
+PARTS = (
+    "bench.storage",
+    "bench.engine",
+    "bench.backtest",
+    "bench.sql",
+    "bench.redis",
+    "bench.wrappers",
+    "bench.loop_gap",
+)
 
 
 def main() -> int:
