@@ -9,7 +9,6 @@ from stack_list import BELONG_TO_ONE_PROCESS, STACKS, material_of
 
 from holdfast.testing.conformance import Bench, Check, Need, conformance_cases
 
-
 COSTLY = "the writer that wrote longest ago is forgotten first"
 """4,096 commits: over copies on servers they would take longer than all the rest, and copies in memory show it too."""
 
