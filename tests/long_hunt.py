@@ -23,6 +23,8 @@ import msgspec
 import torture_servers
 from servers.losing_disk import why_not
 
+from holdfast.testing.torture import Round
+
 KILLS = {"file": 2000}
 """SIGKILLs of the bot, where it is not :data:`KILLS_ON_A_SERVER`; numbered steps come on top."""
 KILLS_ON_A_SERVER, KILLS_OF_A_SERVER = 1000, 100
@@ -90,10 +92,13 @@ class Hunt:
         server_kills = self._wanted(KILLS_OF_A_SERVER) if server else 0
         words = ["--kills", str(kills), "--server-kills", str(server_kills), "--every-step"]
         words += ["--seed", str(self.options.seed), "--time-cap", f"{seconds:.0f}"]
-        with tempfile.TemporaryDirectory(prefix=f"holdfast-torture-{name}-") as place:
-            found = torture_servers.run(
-                name, [*words, "--resume", str(self._kept(f"kills:{name}"))], Path(place), lambda so_far, wanted: None
-            )
+        words += ["--resume", str(self._kept(f"kills:{name}"))]
+        # A process of its own: the bot's file is loaded into it, and can be only once.
+        command = [sys.executable, torture_servers.__file__, name, *words]
+        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if not ended.stdout:
+            return f"ended with {ended.returncode}", 1, False
+        found = msgspec.json.decode(ended.stdout, type=Round)
         for text in (*found.lost, *found.duplicated, *found.broken, *found.differences)[:5]:
             print(text, file=sys.stderr)
         wrong = len(found.lost) + len(found.duplicated) + len(found.broken) + len(found.differences)
