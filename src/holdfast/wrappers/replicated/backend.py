@@ -154,8 +154,10 @@ class Replicated:
             config = await self._form()
         elif not self._read_only:
             for copy in answered:
-                if not copy.id and await scopes_of([copy]):
-                    raise InvalidInputError(f"{copy.name} holds rows of its own: a new copy must be empty")
+                if not copy.id:
+                    if await scopes_of([copy]):
+                        raise InvalidInputError(f"{copy.name} holds rows of its own: a new copy must be empty")
+                    await copy.name_itself()
         if self.quorum not in (None, config.quorum):
             raise InvalidInputError(
                 f"the copies agreed on quorum={config.quorum}, not {self.quorum}: run holdfast promote to change it"
@@ -171,7 +173,9 @@ class Replicated:
                 f"was made the first without our knowing ({self._away()})"
             )
         if not self._read_only:
-            await asyncio.gather(*(copy.agree(config) for copy in there))
+            for answer in await asyncio.gather(*(copy.agree(config) for copy in there), return_exceptions=True):
+                if isinstance(answer, BaseException) and not isinstance(answer, UnavailableError):
+                    raise answer
         return config
 
     def _away(self) -> str:

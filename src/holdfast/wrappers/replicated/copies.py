@@ -194,16 +194,22 @@ class Copy:
         """
         while True:
             found = await self.standing(scope)
-            if found.moved_from is not None or (not found.charter_version and found.charter.whole_from):
-                raise UnavailableError(f"{self.name} is being rebuilt and holds nothing of {scope} yet: try again")
             if found.promised >= generation:
                 if found.promised > generation:
                     raise StaleGenerationError
                 return found
-            promise = Promise(generation, found.number + 1)
-            charter = msgspec.structs.replace(found.charter, promises=(*found.charter.promises, promise))
+            at, charter = found, found.charter
+            if found.moved_from is not None:  # nothing is written under the new name before the old one is cleared
+                at, charter = found.moved_from, found.moved_from.charter
+            if found.is_whole:
+                promises = (*charter.promises, Promise(generation, found.number + 1))
+                charter = msgspec.structs.replace(charter, promises=promises)
+            else:  # this number is none of the source's any more: the repair begins anew
+                charter = msgspec.structs.replace(
+                    charter, floor=generation, spoilt=True, whole_from=NEVER, was=found.rank
+                )
             try:
-                await self.rewrite(found, charter)
+                await self.rewrite(at, charter)
             except ConflictError:
                 continue
 

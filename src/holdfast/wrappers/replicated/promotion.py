@@ -186,10 +186,20 @@ async def _elect(ground: _Ground, *, force: bool) -> Config:
     # The copy that was the first is taken again only if nothing else is there: it answers, and is not wanted.
     first = max(ground.members, key=lambda copy: (copy.id != config.first, best[copy], -copy.at))
     agreed = Config(newest + 1, first.id, config.members, config.quorum)
-    taken = [copy for copy in ground.members if await copy.agree(agreed)]
+    taken = await _take_on(agreed, ground.members)
     if first not in taken or (len(taken) < config.election and not force):
         raise UnavailableError("somebody else promotes at the same time: look, then run it again")
     return agreed
+
+
+async def _take_on(config: Config, copies: Sequence[Copy]) -> list[Copy]:
+    """Return the copies that took on an agreement; one that went away meanwhile did not."""
+    taken = []
+    for copy in copies:
+        with suppress(UnavailableError):
+            if await copy.agree(config):
+                taken.append(copy)
+    return taken
 
 
 async def _admit(ground: _Ground, wanted: list[str], quorum: int, *, force: bool) -> Config:
@@ -205,11 +215,10 @@ async def _admit(ground: _Ground, wanted: list[str], quorum: int, *, force: bool
         raise InvalidInputError(f"quorum={quorum} of {len(members)} copies cannot be, or the first one is not named")
     await _level(ground, ground.others, must=True)
     agreed = Config(config.generation + 1, config.first, members, quorum)
-    taken = [copy for copy in ground.members if await copy.agree(agreed)]
+    taken = await _take_on(agreed, ground.members)
     if len(taken) < config.election and not force:
         raise UnavailableError("somebody else promotes at the same time: look, then run it again")
-    for copy in ground.others:
-        await copy.agree(agreed)
+    await _take_on(agreed, ground.others)
     for scope in ground.scopes:
         await begin(scope, agreed, [*ground.members, *ground.others], insist=force)
     await _level(ground._replace(config=agreed), [*ground.members, *ground.others])

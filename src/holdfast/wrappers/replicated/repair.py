@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from ...contract import MAX_PAYLOAD_BYTES, Key, Op, Record
-from ...errors import ConflictError, UnavailableError
+from ...errors import ConflictError, UnavailableError, UnknownOutcomeError
 from .copies import Copy, StaleGenerationError
 from .standing import (
     DOMAIN,
@@ -152,6 +152,9 @@ async def _copy(scope: str, source: Copy, other: Standing, target: Copy, found: 
 async def _all(batch: list[Any], target: Copy) -> None:
     answers = await asyncio.gather(*(call for _, call in batch), return_exceptions=True)
     for (number, _), answer in zip(batch, answers, strict=True):
+        if isinstance(answer, UnknownOutcomeError):
+            # Not what a caller's own commit came to: whoever goes on looks at what is there.
+            raise UnavailableError(f"{target.name}: commit {number} of a repair: {answer}") from answer
         if isinstance(answer, BaseException):
             raise answer
         if answer != number:
@@ -233,7 +236,10 @@ async def _keep(scope: str, target: Copy, before: Standing, source: Copy, other:
                 text = record.payload.decode(errors="backslashreplace")
                 pieces = [text[at : at + _KEPT_TEXT] for at in range(0, max(1, len(text)), _KEPT_TEXT)]
                 dropped += [{"key": key, "version": record.version, "op": record.op, "payload": p} for p in pieces]
-    dropped += [{"key": key, "deleted": True} for key, r in theirs.items() if r.version <= level and key not in mine]
+    if not before.charter.spoilt and before.charter.whole_from <= before.number:  # else they had not come yet
+        dropped += [
+            {"key": key, "deleted": True} for key, r in theirs.items() if r.version <= level and key not in mine
+        ]
     at, size, part = 0, 0, []
     for one in dropped:
         part.append(one)

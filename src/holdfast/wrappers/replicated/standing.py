@@ -82,6 +82,8 @@ class Charter(msgspec.Struct, frozen=True, omit_defaults=True):
     """A generation that was promised under another name of this scope."""
     was: Rank | None = None
     """What the copy held before the repair that made its rows be of different moments."""
+    spoilt: bool = False
+    """A promise was made in the middle of a repair, which has to begin anew."""
     moved_to: str = ""
     """The copy was rebuilt under this physical scope; nothing is read or written here any more."""
     kept: int = -1
@@ -150,7 +152,7 @@ class Relation(enum.Enum):
 def relation(copy: Standing, other: Standing) -> Relation:
     """Return how ``copy`` stands to ``other``, which must be whole."""
     mine, theirs = copy.charter.history, other.charter.history
-    if copy.charter.moved_to or copy.moved_from is not None:
+    if copy.charter.moved_to or copy.moved_from is not None or copy.charter.spoilt:
         return Relation.DIVERGED
     torn = copy.charter.whole_from == NEVER
     if torn and copy.number >= other.number:
