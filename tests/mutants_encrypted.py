@@ -172,7 +172,14 @@ ENCRYPTED: list[tuple[str, str, str, str, str]] = [
         "re-keying: scopes but the first are forgotten",
         "rekeying.py",
         "        for scope, keys in listed:\n",
-        "        for scope, keys in listed[:1]:\n",
+        "        for scope, keys in [one for one in listed if one[0] == listed[0][0]]:\n",
         f"{_REKEY} every_scope",
+    ),
+    (
+        "re-keying: a half encrypted store lets a plain bot in",
+        "rekeying.py",
+        "return 0 if key.domain == _FIRST else 2 if key.domain == _LAST else 1",
+        "return 2 if key.domain == _LAST else 1",
+        f"{_REKEY} lets_no_bot_in",
     ),
 ]

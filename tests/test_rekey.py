@@ -321,6 +321,36 @@ async def test_half_done_from_plain_moves_nothing_to_quarantine_whichever_bot_st
     await again.close()
 
 
+async def test_a_store_that_is_half_encrypted_lets_no_bot_in_whichever_step_it_stopped_at() -> None:
+    """A plain bot cannot read the owner row, or one with the keys cannot read the session row."""
+    domains = ("guard", "ledger", "outbox", "owner", "risk", "session", "signal")
+    keys = [Key(domain, f"S{n}_a_x", "x") for domain in domains for n in range(2)]
+    halves = 0
+    for step in range(200):
+        memory = MemoryBackend()
+        await memory.open()
+        for n, key in enumerate(keys, 1):
+            scope = "main.ledger" if key.domain == "ledger" else "main"
+            await memory.commit(scope, {key: b'{"n":1}'}, {}, op=Op("w", n))
+        await memory.close()
+        store = Encrypted(MortalBackend(memory, Killer(step)), old_ring())
+        await store.open()
+        try:
+            await rekey(store, accept_plain=lambda key, payload: None)
+        except Death:
+            pass
+        else:
+            break
+        await store.close()
+        rows = {key: row for scope in memory._state.scopes.values() for key, row in scope.rows.items()}
+        done = {key.domain for key, row in rows.items() if row.payload.startswith(b'{"_encrypted"')}
+        if done and len(done) < len(domains):
+            halves += 1
+            assert "owner" in done
+            assert "session" not in done
+    assert halves >= 6
+
+
 # ---------------------------------------------------------------------- processes
 
 

@@ -23,6 +23,9 @@ _BATCH_BYTES = 1024 * 1024
 _MAX_PASSES = 4
 _MAX_ATTEMPTS = 10
 _FIRST_DELAY_SECONDS = 0.05
+_FIRST, _LAST = "owner", "session"
+"""Domains that go before and after the others. A bot cannot own a context whose owner row it cannot read, and cannot
+recover one without its session row: so on a store that is half encrypted none starts, with the keys or without."""
 
 Progress = Callable[[int, int], None]
 """Told how many rows were looked at, and of how many."""
@@ -157,8 +160,11 @@ async def rekey(
     for _ in range(_MAX_PASSES):
         run.result.left.clear()
         stale = run.result.rows = done = 0
-        listed = [(scope, [key async for key in store.keys(scope)]) async for scope in store.scopes()]
-        run.result.rows = sum(len(keys) for _, keys in listed)
+        scopes = {scope: [key async for key in store.keys(scope)] async for scope in store.scopes()}
+        run.result.rows = sum(map(len, scopes.values()))
+        listed = [
+            (scope, [key for key in keys if _turn(key) == turn]) for turn in range(3) for scope, keys in scopes.items()
+        ]
         for scope, keys in listed:
             for at in range(0, len(keys), _BATCH_ROWS):
                 batch = keys[at : at + _BATCH_ROWS]
@@ -169,6 +175,10 @@ async def rekey(
             run.result.settled = True
             break
     return run.result
+
+
+def _turn(key: Key) -> int:
+    return 0 if key.domain == _FIRST else 2 if key.domain == _LAST else 1
 
 
 def _by_size(rows: dict[Key, Record]) -> Iterator[dict[Key, Record]]:
