@@ -12,6 +12,20 @@ _SETTINGS = "tests/test_postgres_settings.py -k"
 
 SQL: list[tuple[str, str, str, str, str]] = [
     (
+        "sql: a long read gives rows that nobody asked for",
+        "backends/sql.py",
+        "for key, record in islice(found.items(), wanted) if record is not None",
+        "for key, record in found.items() if record is not None",
+        f"{_SQLITE} 'long_read and few'",
+    ),
+    (
+        "sql: a row's op is the one before it",
+        "backends/sql.py",
+        "op = ops.get(version)",
+        "op = next(iter(ops.values()), None)",
+        f"{_SQLITE} 'long_read and few'",
+    ),
+    (
         "sqlite: what is known outlives another process's commit",
         "backends/sqlite/rows.py",
         "if known is None or known.data_version != data_version:",

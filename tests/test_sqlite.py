@@ -18,7 +18,7 @@ from holdfast.backends.sql import Doorman
 from holdfast.backends.sqlite import SqliteBackend
 from holdfast.backends.sqlite.file import SqliteFile
 from holdfast.backends.sqlite.rows import Commit, SqliteRows
-from holdfast.contract import How, Key, Op, Survives
+from holdfast.contract import How, Key, Op, Record, Survives
 from holdfast.errors import (
     ConflictError,
     CorruptedError,
@@ -348,3 +348,25 @@ def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:
 def test_an_empty_path_is_refused() -> None:
     with pytest.raises(HoldfastError, match="path"):
         SqliteBackend("")
+
+
+@pytest.mark.parametrize("others", [0, 60, 1000], ids=["no others", "few others", "many others"])
+async def test_a_long_read_gives_the_rows_asked_for_with_their_ops_and_no_others(
+    store: SqliteBackend, others: int
+) -> None:
+    asked = [Key("signal", f"S{at}", "x") for at in range(100)]
+    between = [Key("signal", f"S{at}", "y") for at in range(others)]
+    versions = {}
+    for at, key in enumerate(asked[:90]):  # the last ten are not there
+        n = at + 1
+        versions[key] = await store.commit("main", {key: b'{"at": %d}' % at}, {}, op=Op(f"w{at % 7}", n))
+    await store.commit("main", dict.fromkeys(between, b"[]"), {}, op=Op("other", 1))
+    await store.commit("elsewhere", {Key("signal", "S5", "z"): b"[]"}, {}, op=Op("other", 1))
+    twice = [*asked, asked[3]]
+    found = await store.read("main", twice)
+    assert list(found) == [key for key in asked if key in found]
+    assert {key: (record.payload, record.version, record.op) for key, record in found.items()} == {
+        key: (b'{"at": %d}' % at, versions[key], Op(f"w{at % 7}", at + 1)) for at, key in enumerate(asked[:90])
+    }
+    assert all(type(key) is Key and type(record) is Record for key, record in found.items())
+    assert await store.read("elsewhere", asked) == {}

@@ -1,10 +1,15 @@
-"""What the SQL backends share: how a commit is checked before it is sent, and how many share one transaction."""
+"""What the SQL backends share: how a commit is checked before it is sent, how many share one transaction, and how
+lines become records.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
 
-from ..contract import MAX_PAYLOAD_BYTES, Key, Op
+from ..bulk import without_collections
+from ..contract import MAX_PAYLOAD_BYTES, Key, Op, Record
 from ..errors import InvalidInputError
 from . import limits
 
@@ -48,6 +53,30 @@ class Doorman:
                 texts[key] = _text(key, payload)
                 size += len(payload)
         return texts, size
+
+
+def records(keys: Iterable[Key], lines: Iterable[tuple[Any, ...]]) -> tuple[int, dict[Key, Record]]:
+    """Return how many lines there were, and those of ``keys`` as records.
+
+    Args:
+        keys: Which are wanted.
+        lines: Of one scope, each with the parts of its key, its row as bytes, its version and its op; no key twice.
+    """
+    found: dict[Any, Any] = dict.fromkeys(keys)
+    wanted, seen = len(found), 0
+    new = tuple.__new__  # what Record(…) does in the end, in half the time
+    ops: dict[int, Op] = {}  # by version, for a version is one commit's and so one op's
+    with without_collections():
+        for domain, entity_name, entity_id, row, version, writer, n in lines:
+            seen += 1
+            op = ops.get(version)
+            if op is None:
+                op = ops[version] = Op(writer, n)
+            # Taken without asking whether it is wanted: if it is, the caller's key stays, if not, it comes after them.
+            found[domain, entity_name, entity_id] = new(Record, (row, version, op))
+        if seen == wanted == len(found):
+            return seen, found
+        return seen, {key: record for key, record in islice(found.items(), wanted) if record is not None}
 
 
 def _text(key: Key, payload: bytes) -> str:

@@ -8,12 +8,12 @@ open in ``attestation.py``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from ...contract import Guarantees, Head, Key, KeyPrefix, Op, Record, WriterOp
 from ...errors import FailedError, InvalidInputError
-from ..sql import Doorman
+from ..sql import Doorman, records
 from .attestation import Attested, prepare
 from .connections import Connection, Connections
 from .lane import Lane
@@ -94,14 +94,14 @@ class PostgresBackend:
         if not keys:
             self._opened()
             return {}
-        wanted = {key: key for key in keys}
-        if len(wanted) >= _MANY:
+        if len(keys) >= _MANY:
             # Most often they are all that lie between the first and the last, and then this is much quicker.
-            limit = 2 * len(wanted) + 100
-            found = await self._fetch(self._sql.read_range, scope, *min(wanted), *max(wanted), limit)
+            limit = 2 * len(keys) + 100
+            found = await self._fetch(self._sql.read_range, scope, *min(keys), *max(keys), limit)
             if len(found) < limit:
-                return _records(wanted, found)
-        return _records(wanted, await self._fetch(self._sql.read, scope, recordset(("d", "e", "i"), list(wanted))))
+                return records(keys, found)[1]
+        wanted = recordset(("d", "e", "i"), list(dict.fromkeys(keys)))
+        return records(keys, await self._fetch(self._sql.read, scope, wanted))[1]
 
     async def head(self, scope: str) -> Head:
         """Return the scope's commit number and its writers' last ops."""
@@ -133,7 +133,8 @@ class PostgresBackend:
             await self._flush(connections)  # else what is read might be lost with the primary
 
         async def fetch(connection: Connection) -> list[tuple[Any, ...]]:
-            return await (await connection.execute(statement, values, prepare=True)).fetchall()
+            # Binary, so that a row's bytes come as bytes.
+            return await (await connection.execute(statement, values, prepare=True, binary=True)).fetchall()
 
         return await connections.use(fetch)
 
@@ -192,19 +193,3 @@ class PostgresBackend:
         if self._connections is None:
             raise FailedError(f"{self._name} is not open: open it first", backend=self._name)
         return self._connections
-
-
-def _records(wanted: dict[Key, Key], lines: Iterable[tuple[Any, ...]]) -> dict[Key, Record]:
-    """Return the lines that are wanted as records."""
-    find: Callable[[tuple[str, str, str]], Key | None] = wanted.get  # type: ignore[assignment]  # a Key is such a tuple
-    new = tuple.__new__  # what Record(…) does in the end, in half the time
-    ops: dict[tuple[str, int], Op] = {}
-    found: dict[Key, Record] = {}
-    for domain, entity_name, entity_id, row, version, writer, n in lines:
-        key = find((domain, entity_name, entity_id))
-        if key is not None:
-            op = ops.get((writer, n))
-            if op is None:
-                op = ops[writer, n] = Op(writer, n)
-            found[key] = new(Record, (row.encode(), version, op))
-    return found

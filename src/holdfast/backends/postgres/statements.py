@@ -148,12 +148,12 @@ wrote AS (INSERT INTO {s}.writers SELECT $1, $2, $7::bigint, number FROM bumped
 SELECT number FROM bumped
 """,
         read=(
-            "SELECT r.domain, r.entity_name, r.entity_id, r.row::text, r.version, r.writer, r.n "
+            "SELECT r.domain, r.entity_name, r.entity_id, convert_to(r.row::text, 'UTF8'), r.version, r.writer, r.n "
             f"FROM json_to_recordset($2::json) AS k(d text, e text, i text) {row_of.format('k')} WHERE r.scope = $1"
         ),
         read_range=(
-            f"SELECT domain, entity_name, entity_id, row::text, version, writer, n FROM {s}.rows WHERE scope = $1 "
-            "AND (domain, entity_name, entity_id) >= ($2, $3, $4) "
+            f"SELECT domain, entity_name, entity_id, convert_to(row::text, 'UTF8'), version, writer, n FROM {s}.rows "
+            "WHERE scope = $1 AND (domain, entity_name, entity_id) >= ($2, $3, $4) "
             "AND (domain, entity_name, entity_id) <= ($5, $6, $7) LIMIT $8::bigint"
         ),
         head=(

@@ -9,14 +9,15 @@ Invariants:
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
 
 from ...contract import MAX_WRITERS, Head, Key, KeyPrefix, Op, Record, WriterOp
 from ...errors import ConflictError, HoldfastError, InvalidInputError, UnknownOutcomeError
-from ..sql import PAGE
+from ..sql import PAGE, records
 from ..state import State
 from .file import SqliteFile, primary_code
 
@@ -32,6 +33,9 @@ _READ_RANGE = (
     f"SELECT {_COLUMNS} FROM rows AS r WHERE scope = ? AND (domain, entity_name, entity_id) >= (?, ?, ?) "
     "AND (domain, entity_name, entity_id) <= (?, ?, ?) LIMIT ?"
 )
+_READ_ALL = f"SELECT {_COLUMNS} FROM rows AS r NOT INDEXED WHERE scope = ?"
+_LAST = "SELECT max(rowid) FROM rows"
+"""At least as many as there are rows."""
 _HEAD = "SELECT writer, n, number FROM heads WHERE scope = ? ORDER BY number"
 _FIND_HEAD = "SELECT n, number FROM heads WHERE scope = ? AND writer = ?"
 _PUT_HEAD = (
@@ -112,17 +116,18 @@ class SqliteRows:
 
     def read(self, scope: str, keys: Sequence[Key]) -> dict[Key, Record]:
         """Return the records of ``keys`` as of one moment."""
-        wanted = {key: key for key in keys}
         try:
-            if len(wanted) >= _MANY:
+            if len(keys) >= _MANY:
+                limit = 2 * len(keys) + 100
+                (last,) = self._sql.execute(_LAST).fetchone()
+                if (last or 0) <= limit:  # so few rows are there that going through them as they lie is quickest
+                    return records(keys, _in_pieces(self._sql.execute(_READ_ALL, (scope,))))[1]
                 # Most often they are all that lie between the first and the last, and then this is much quicker.
-                limit = 2 * len(wanted) + 100
-                seen, found = _records(
-                    wanted, self._sql.execute(_READ_RANGE, (scope, *min(wanted), *max(wanted), limit))
-                )
+                lines = self._sql.execute(_READ_RANGE, (scope, *min(keys), *max(keys), limit))
+                seen, found = records(keys, _in_pieces(lines))
                 if seen < limit:
                     return found
-            return _records(wanted, self._sql.execute(_READ, (msgspec.json.encode(keys).decode(), scope)))[1]
+            return records(keys, self._sql.execute(_READ, (msgspec.json.encode(keys).decode(), scope)))[1]
         except sqlite3.Error as error:
             raise self._file.mapped(error, "it cannot be read") from error
 
@@ -287,22 +292,19 @@ class SqliteRows:
         return forgot
 
 
-def _records(wanted: dict[Key, Key], lines: Iterable[tuple[Any, ...]]) -> tuple[int, dict[Key, Record]]:
-    """Return how many lines there were, and those that are wanted as records. Each line is let go of at once."""
-    find: Callable[[tuple[str, str, str]], Key | None] = wanted.get  # type: ignore[assignment]  # a Key is such a tuple
-    new = tuple.__new__  # what Record(…) does in the end, in half the time
-    ops: dict[tuple[str, int], Op] = {}
-    found: dict[Key, Record] = {}
-    seen = 0
-    for domain, entity_name, entity_id, row, version, writer, n in lines:
-        seen += 1
-        key = find((domain, entity_name, entity_id))
-        if key is not None:
-            op = ops.get((writer, n))
-            if op is None:
-                op = ops[writer, n] = Op(writer, n)
-            found[key] = new(Record, (row, version, op))
-    return seen, found
+def _in_pieces(cursor: sqlite3.Cursor) -> Iterable[tuple[Any, ...]]:
+    """Return the lines of a long answer; each time some are fetched, memory for as many is asked for at once before.
+
+    Outside the main thread glibc asks the system for each 4 KiB apart, which takes as long as the reading.
+    """
+
+    def fetch() -> list[tuple[Any, ...]]:
+        bytearray(_PIECE_BYTES)
+        return cursor.fetchmany(_PIECE_ROWS)
+
+    return chain.from_iterable(iter(fetch, []))
 
 
+_PIECE_ROWS = 128
+_PIECE_BYTES = 100_000  # below 128 KiB, where it would take memory of another kind
 _NOBODY = Op("", 0)
