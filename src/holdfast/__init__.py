@@ -96,6 +96,9 @@ if TYPE_CHECKING:
     from .urls import open_backend as open_backend
     from .wrappers.cached import Cached as Cached
     from .wrappers.cached import Leases as Leases
+    from .wrappers.encrypted import Encrypted as Encrypted
+    from .wrappers.keyring import Keyring as Keyring
+    from .wrappers.replicated import Replicated as Replicated
     from .wrappers.retrying import Retry as Retry
     from .wrappers.retrying import Retrying as Retrying
     from .wrappers.stack import stack as stack
@@ -168,6 +171,15 @@ _HOME = {
     """,
     "wrappers.cached": """
         Cached Leases
+    """,
+    "wrappers.encrypted": """
+        Encrypted
+    """,
+    "wrappers.keyring": """
+        Keyring
+    """,
+    "wrappers.replicated": """
+        Replicated
     """,
     "wrappers.retrying": """
         Retry Retrying
