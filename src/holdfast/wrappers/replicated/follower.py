@@ -234,6 +234,9 @@ class Follower:
         patience = min(_PATIENCE_SECONDS, self.lane.ground().retry_seconds)
         if self._missing[0] != self._at:
             self._missing = (self._at, clock() + patience)
+            if not self._queue:  # somebody read it, so whoever made it has had some time
+                self.take(await self.copy.standing(self.lane.scope))
+                return
         self._news.clear()
         left = self._missing[1] - clock()
         if left > 0:

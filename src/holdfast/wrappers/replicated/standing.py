@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import enum
 import re
+from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -192,11 +193,13 @@ def begun(history: tuple[Begun, ...], generation: int, data: int, start: int) ->
     return (*history, Begun(generation, data, start))[-_KEPT_GENERATIONS:]
 
 
+@lru_cache(4096)
 def charter_key(physical: str) -> Key:
     """Return the key of a scope's ``generation`` row; it names the scope, as a key lies in one scope only."""
     return Key(DOMAIN, quote(physical, keep_underscore=True), "generation")
 
 
+@lru_cache(4096)
 def number_key(physical: str) -> Key:
     """Return the key of the row that every commit rewrites."""
     return Key(DOMAIN, quote(physical, keep_underscore=True), "number")
