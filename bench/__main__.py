@@ -11,6 +11,7 @@ PARTS = (
     "bench.backtest",
     "bench.sql",
     "bench.redis",
+    "bench.mongo",
     "bench.wrappers",
     "bench.loop_gap",
 )

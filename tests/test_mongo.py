@@ -410,6 +410,21 @@ async def test_two_backends_on_one_scope_share_it_without_losing_an_increment(
     await other.close()
 
 
+async def test_of_two_who_make_a_scopes_document_at_once_one_is_first(store: MongoBackend, tmp_path: Path) -> None:
+    other = MongoBackend(url_of(tmp_path))
+    await other.open()
+    for turn in range(12):
+        answers = await asyncio.gather(
+            store.commit(f"s{turn}", {KEY: b"1"}, {KEY: 0}, op=Op("one", 1)),
+            other.commit(f"s{turn}", {KEY: b"2"}, {KEY: 0}, op=Op("two", 1)),
+            return_exceptions=True,
+        )
+        won = answers.index(1)
+        assert isinstance(answers[1 - won], ConflictError), answers
+        assert (await store.read(f"s{turn}", [KEY]))[KEY].payload == (b"1", b"2")[won]
+    await other.close()
+
+
 async def test_a_conflict_is_told_from_what_lies_there_now_not_from_what_is_remembered(
     store: MongoBackend, tmp_path: Path
 ) -> None:
