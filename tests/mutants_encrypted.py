@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 _ROWS = "tests/test_encrypted.py -k"
-_WITNESS = "tests/test_encrypted.py -k"
+_WITNESS = "tests/test_encrypted_witness.py -k"
+_KEYS = "tests/test_keyring.py -k"
 _REKEY = "tests/test_rekey.py -k"
 
 ENCRYPTED: list[tuple[str, str, str, str, str]] = [
@@ -145,7 +146,7 @@ ENCRYPTED: list[tuple[str, str, str, str, str]] = [
         "keyring.py",
         'return {}, f"entry {number} is not id=base64, with',
         'return {}, f"entry {number} is not id=base64, but {entry}, with',
-        f"{_ROWS} cannot_be_used",
+        f"{_KEYS} cannot_be_used",
     ),
     (
         "re-keying: a row is rewritten whatever its version",

@@ -324,7 +324,7 @@ async def test_half_done_from_plain_moves_nothing_to_quarantine_whichever_bot_st
 async def test_a_store_that_is_half_encrypted_lets_no_bot_in_whichever_step_it_stopped_at() -> None:
     """A plain bot cannot read the owner row, or one with the keys cannot read the session row."""
     domains = ("guard", "ledger", "outbox", "owner", "risk", "session", "signal")
-    keys = [Key(domain, f"S{n}_a_x", "x") for domain in domains for n in range(2)]
+    keys = [Key(domain, f"S{n}_a_x", "x") for domain in domains for n in range(40)]
     halves = 0
     for step in range(200):
         memory = MemoryBackend()
