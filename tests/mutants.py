@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from mutants_encrypted import ENCRYPTED
 from mutants_histories import HISTORIES
+from mutants_kills import KILLS
+from mutants_mongo import MONGO
 from mutants_redis import REDIS
 from mutants_sql import SQL
 from mutants_wrappers import WRAPPERS
@@ -289,7 +291,7 @@ ENGINE = [
     ),
 ]
 
-MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *WRAPPERS, *ENCRYPTED, *HISTORIES)]
+MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *MONGO, *WRAPPERS, *ENCRYPTED, *HISTORIES, *KILLS)]
 HANDFUL = (
     "no fdatasync of a commit",
     "the versions are not compared",

@@ -246,9 +246,12 @@ def test_only_a_bare_file_store_has_file_system_calls_for_steps(store: str, path
 # -- steps of a backend ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("step", "stored"), [(2, None), (3, None), (4, 1), (7, 1)])
+@pytest.mark.parametrize(
+    ("step", "stored", "told"),
+    [(2, None, b""), (3, None, b"opened\n"), (4, 1, b"opened\n"), (7, 1, b"opened\ncommitted\n")],
+)
 async def test_a_process_dies_before_a_call_is_sent_or_after_its_answer(
-    step: int, stored: int | None, tmp_path: Path
+    step: int, stored: int | None, told: bytes, tmp_path: Path
 ) -> None:
     """1 and 2 are the sides of open, 3 and 4 those of the commit, 5 and 6 those of the read, 7 is before close."""
     store = f"sqlite:{tmp_path / 'store.db'}"
@@ -260,12 +263,15 @@ async def test_a_process_dies_before_a_call_is_sent_or_after_its_answer(
         "async def run():\n"
         "    backend = KillerBackend(open_backend(sys.argv[1]), int(sys.argv[2]))\n"
         "    await backend.open()\n"
+        "    print('opened', flush=True)\n"
         "    await backend.commit('main', {Key('signal', 'a', 'b'): b'1'}, {}, op=Op('w', 1))\n"
+        "    print('committed', flush=True)\n"
         "    await backend.read('main', [Key('signal', 'a', 'b')])\n"
         "    await backend.close()\n"
         "asyncio.run(run())\n"
     )
     command = [sys.executable, "-c", code, store, str(step)]
-    done = await asyncio.create_subprocess_exec(*command)
-    assert await done.wait() == -signal.SIGKILL
+    done = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    assert (await done.communicate())[0] == told
+    assert done.returncode == -signal.SIGKILL
     assert (await found(store)).get("main") == stored

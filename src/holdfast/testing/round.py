@@ -27,7 +27,7 @@ COMPARED = ("ledger", "risk", "partial", "signal", "schedule")
 PREDICTED = ("ledger", "signal", "schedule")
 """Domains that the pure step foretells."""
 _LONGEST_LIFE_SECONDS = 300.0
-_LONGEST_OUTAGE_SECONDS = 60.0
+_LONGEST_OUTAGE_SECONDS = 120.0
 """How long a bot may take to go on after its server is back."""
 _LOOK_SECONDS = 0.005
 """How often it is looked whether a bot has come to serve, or has gone on."""
