@@ -289,10 +289,12 @@ class Hand:
                 client.note(Answered(time.monotonic_ns(), self.name, self.n, clashes=clashes))
                 self.versions[scope] = {}
                 return
-            except UnavailableError:
+            except UnavailableError as error:
                 client.note(Troubled("commit unavailable"))
                 if not sent.again:  # never sent in doubt before: nothing was written, and nothing ever will be
-                    client.note(Answered(time.monotonic_ns(), self.name, self.n, unavailable=True))
+                    client.note(
+                        Answered(time.monotonic_ns(), self.name, self.n, unavailable=True, why=f"{error!s:.300}")
+                    )
                     await asyncio.sleep(_PAUSE_SECONDS)
                     return
             except UnknownOutcomeError:

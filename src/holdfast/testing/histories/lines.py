@@ -101,6 +101,8 @@ class Answered(msgspec.Struct, tag="answered"):
     number: int = 0
     clashes: list[int] | None = None
     unavailable: bool = False
+    why: str = ""
+    """What the error said."""
 
 
 class Repeated(msgspec.Struct, tag="repeated"):

@@ -155,10 +155,19 @@ class Scribe:
 
         said = {
             seen.key: f"k{seen.key} at {seen.version} by {self._name(seen.writer, seen.n)}"
-            + (" with a payload that it did not write" if found[seen.key][1] == _FOREIGN else "")
+            + self._doubt(seen, found[seen.key][1])
             for seen in line.found
         }
         return step, f"{line.by} reads " + ", ".join(said.get(key, f"no k{key}") for key in line.asked)
+
+    def _doubt(self, seen: Seen, at: int) -> str:
+        """Say what is odd about a row whatever the order may be."""
+        if at == _FOREIGN:
+            return " with a payload that it did not write"
+        commit = self._commits.get((seen.writer, seen.n))
+        if commit is not None and commit.answer is not None and commit.answer.unavailable:
+            return f" (which was told that nothing was written: {commit.answer.why})"
+        return ""
 
     def _look(self, line: Looked) -> tuple[Step, str]:
         lasts = [(-1, 0)] * len(self._writers)
