@@ -361,14 +361,20 @@ async def test_an_op_whose_outcome_was_unknown_brings_no_old_row_back_when_it_is
 
 async def test_without_the_scopes_number_a_commit_is_not_kept_but_works() -> None:
     bench = Bench()
+    asked = 0
 
     async def head(scope: str) -> Any:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0)
         raise UnavailableError("not now")
 
     bench.inner.head = head  # type: ignore[method-assign]
     await bench.open()
     await bench.put(1)
     assert await bench.read_asking() == 1
+    await asyncio.gather(*(bench.put(1, key, writer=key.entity_id, n=1) for key in KEYS))
+    assert asked == 2, "those that begin together wait for one question, not each for one of its own"
 
 
 async def test_rows_end_with_the_lease_and_do_not_come_back_with_the_next_one() -> None:

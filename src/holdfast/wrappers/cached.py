@@ -131,6 +131,7 @@ class Cached(Around):
         self._doubtful: Counter[_Place] = Counter()
         self._floors: dict[str, int] = {}
         self._finding = asyncio.Lock()
+        self._failures = 0
 
     @property
     def figures(self) -> Figures:
@@ -273,13 +274,15 @@ class Cached(Around):
 
     async def _find_floor(self, scope: str) -> None:
         """Learn a commit number that every commit of an earlier life is at most: once for each scope."""
-        life = self._life
-        async with self._finding:  # others that begin meanwhile need not ask again
-            if scope in self._floors or life != self._life:
+        life, failures = self._life, self._failures
+        async with self._finding:
+            # Whoever waited for another's question does not ask again, above all not if it failed by a deadline.
+            if scope in self._floors or (life, failures) != (self._life, self._failures):
                 return
             try:
                 number = (await self.backend.head(scope)).number
             except HoldfastError:
+                self._failures += 1
                 return  # nothing is kept from this commit; it will say what is wrong
             if life == self._life:
                 self._floors[scope] = number
