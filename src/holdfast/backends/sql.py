@@ -44,14 +44,20 @@ class Doorman:
         if len(good) > self._MOST:
             good.clear()
         good.update(changes)
-        texts: dict[Key, str | None] = {}
         size = 0
+        texts: dict[Key, str | None] = {}
         for key, payload in changes.items():
             if payload is None:
                 texts[key] = None
-            else:
-                texts[key] = _text(key, payload)
-                size += len(payload)
+                continue
+            try:
+                texts[key] = text = payload.decode()
+            except UnicodeDecodeError:
+                text = "\0"
+            if "\0" in text:  # JSON text has none, and SQL databases end a text there
+                # Without the cause: it holds the payload.
+                raise InvalidInputError(f"the payload of {key} is not JSON text in UTF-8: encode it first") from None
+            size += len(payload)
         return texts, size
 
 
@@ -77,14 +83,3 @@ def records(keys: Iterable[Key], lines: Iterable[tuple[Any, ...]]) -> tuple[int,
         if seen == wanted == len(found):
             return seen, found
         return seen, {key: record for key, record in islice(found.items(), wanted) if record is not None}
-
-
-def _text(key: Key, payload: bytes) -> str:
-    try:
-        text = payload.decode()
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:  # JSON text has none, and SQL databases end a text there
-        # Without the cause: it holds the payload.
-        raise InvalidInputError(f"the payload of {key} is not JSON text in UTF-8: encode it first") from None
-    return text

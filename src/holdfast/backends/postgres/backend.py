@@ -164,7 +164,8 @@ class PostgresBackend:
             raise FailedError(
                 f"{self._name} was opened read-only: nothing was written; open it for writing", backend=self._name
             )
-        op = Op(*op)
+        if type(op) is not Op:
+            op = Op(*op)
         texts, size = self._doorman.admit(scope, changes, expect, op)
         lane = self._lanes.get(scope)
         if lane is None:

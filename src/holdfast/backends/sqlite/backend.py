@@ -122,7 +122,8 @@ class SqliteBackend:
         self._opened()
         if self._writing_refusal is not None or self._writer is None:
             raise FailedError(self._writing_refusal or self._name, backend=self._name)
-        op = Op(*op)
+        if type(op) is not Op:
+            op = Op(*op)
         texts, size = self._doorman.admit(scope, changes, expect, op)
         return await self._writer.commit(Commit(scope, dict(changes), dict(expect), op, texts, size))
 

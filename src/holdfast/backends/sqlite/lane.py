@@ -65,15 +65,15 @@ class Lane:
         result: T = await call.future
         return result
 
-    async def commit(self, commit: Commit) -> int:
-        """Apply a commit, together with all that wait at that moment, and return its number."""
+    def commit(self, commit: Commit) -> asyncio.Future[int]:
+        """Apply a commit, together with all that wait at that moment; its number is what the future comes to."""
         call = _Call(commit)
-        self._pending.append(call)
-        if len(self._pending) == 1:
+        pending = self._pending
+        pending.append(call)
+        if len(pending) == 1:
             # Handed over after whatever else is about to run now: tasks that were woken together commit together.
             call.loop.call_soon(self._hand_over)
-        number: int = await call.future
-        return number
+        return call.future
 
     def _hand_over(self) -> None:
         pending, self._pending = self._pending, []

@@ -203,17 +203,17 @@ class SqliteRows:
         rows: dict[Key, _Write] = {}
         accepted: dict[tuple[str, str], WriterOp] = {}
         for commit in group:
+            op, name = commit.op, commit.scope
             try:
-                number, repeated = state.decide(commit.scope, commit.changes, commit.expect, commit.op)
+                number, repeated = state.decide(name, commit.changes, commit.expect, op)
             except (ConflictError, InvalidInputError) as error:
                 error.backend = self._file.name
                 commit.outcome = error
                 continue
             commit.number = number
-            op, name = commit.op, commit.scope
             scope = state.scope(name)
+            writer, n = op
             if not repeated:
-                writer = op.writer
                 if writer not in scope.writers:
                     known.scopes[name] += 1
                 record = Record(b"", number, op)
@@ -221,9 +221,9 @@ class SqliteRows:
                 for key, text in commit.texts.items():
                     written[key] = None if text is None else record
                     rows[key] = (name, text, number, op)
-                scope.apply(number, writer, WriterOp(op.n, number), written)
+                scope.apply(number, writer, WriterOp(n, number), written)
             # Also a repeated op is written again: that it can be seen does not say that it is durable.
-            accepted[name, op.writer] = scope.writers[op.writer]
+            accepted[name, writer] = scope.writers[writer]
         self._write_rows(rows)
         forgot = self._write_heads(accepted, known)
         self._next_known = None if forgot or known.is_large() else known
@@ -235,25 +235,27 @@ class SqliteRows:
         known = self._known
         if known is None or known.data_version != data_version:
             known = _Known(data_version)
-        state = known.state
+        state, known_keys, known_writers = known.state, known.keys, known.writers
         keys: set[Key] = set()
         for commit in group:
-            name, writer = commit.scope, commit.op.writer
+            name, writer = commit.scope, commit.op[0]
             if name not in known.scopes:
                 count, number = self._sql.execute(_FIND_HEAD, (name, "")).fetchone() or (0, 0)
                 state.scope(name).number = number
                 known.scopes[name] = count
-            if (name, writer) not in known.writers:
+            if (name, writer) not in known_writers:
                 found = self._sql.execute(_FIND_HEAD, (name, writer)).fetchone()
                 if found:
                     state.scope(name).writers[writer] = WriterOp(*found)
-                known.writers.add((name, writer))
-            keys.update(commit.texts)
-            keys.update(commit.expect)
-        keys -= known.keys
-        for name, key, version in self._find(keys):
-            state.scope(name).rows[key] = Record(b"", version, _NOBODY)
-        known.keys |= keys
+                known_writers.add((name, writer))
+            for named in (commit.texts, commit.expect):
+                for key in named:
+                    if key not in known_keys:
+                        keys.add(key)
+        if keys:
+            for name, key, version in self._find(keys):
+                state.scope(name).rows[key] = Record(b"", version, _NOBODY)
+            known_keys |= keys
         return known
 
     def _find(self, keys: set[Key]) -> list[tuple[str, Key, int]]:
