@@ -142,6 +142,13 @@ ENCRYPTED: list[tuple[str, str, str, str, str]] = [
         f"{_WITNESS} share_a_witness",
     ),
     (
+        "witness: renamed before it is synced",
+        "witness.py",
+        "        os.fsync(fd)  #",
+        "        pass  #",
+        f"{_WITNESS} takes_its_name",
+    ),
+    (
         "keys: what is not id=base64 is repeated",
         "keyring.py",
         'return {}, f"entry {number} is not id=base64, with',

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -308,3 +310,33 @@ async def test_read_only_writes_no_witness(tmp_path: Path) -> None:
     await store.read("main", [A])
     await store.close()
     assert not (tmp_path / "w").exists()
+
+
+async def test_the_file_is_synced_before_it_takes_its_name_and_the_name_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noted_fsync(fd: int) -> None:
+        is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+        calls.append(
+            "sync of the directory"
+            if is_directory
+            else "sync of all"
+            if os.fstat(fd).st_size > 100
+            else "sync of nothing"
+        )
+        fsync(fd)
+
+    def noted_replace(self: Path, target: Any) -> Path:
+        calls.append("rename")
+        return replace(self, target)
+
+    store, _ = await opened(witness=tmp_path / "w")
+    await store.commit("main", {A: b"1"}, {}, op=Op("w", 1))
+    monkeypatch.setattr("os.fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    await store.close()
+    assert calls == ["sync of all", "rename", "sync of the directory"]
+    assert (tmp_path / "w").stat().st_mode & 0o777 == 0o600

@@ -20,7 +20,7 @@ import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -322,19 +322,19 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _replace(path: Path, data: bytes, *, sync: Callable[[int], None] = os.fsync) -> None:
+def _replace(path: Path, data: bytes) -> None:
     temporary = f"{path}.new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(fd, rest) :]
-        sync(fd)  # before the rename: else a power cut could leave the new name with no content
+        os.fsync(fd)  # before the rename: else a power cut could leave the new name with no content
     finally:
         os.close(fd)
     Path(temporary).replace(path)
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        sync(directory)
+        os.fsync(directory)  # else the old file could come back, and with it an older memory
     finally:
         os.close(directory)
