@@ -137,7 +137,7 @@ ENCRYPTED: list[tuple[str, str, str, str, str]] = [
     (
         "witness: what another process noted is taken back",
         "witness.py",
-        "        section = whole.stores.setdefault(store, _Section({}, {}))\n",
+        "        section = _section_of(whole, store)\n",
         "        section = whole.stores[store] = _Section({}, {})\n",
         f"{_WITNESS} share_a_witness",
     ),

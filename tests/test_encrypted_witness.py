@@ -26,6 +26,7 @@ from holdfast.errors import (
 from holdfast.testing.faults import Fault, FaultyBackend
 from holdfast.wrappers.around import Around
 from holdfast.wrappers.encrypted import Encrypted
+from holdfast.wrappers.witness import Witness
 
 
 def witnessed(inner: Any, path: Path) -> Encrypted:
@@ -217,8 +218,6 @@ async def test_what_a_crash_keeps_from_the_witness_is_no_alarm(tmp_path: Path) -
 
 
 async def test_the_witness_is_written_soon_after_a_commit_without_being_asked(tmp_path: Path) -> None:
-    from holdfast.wrappers.witness import Witness
-
     store, _ = await opened(witness=tmp_path / "w")
     store.witness = Witness(tmp_path / "w", flush_seconds=0.0)
     await store.witness.open("memory", read_only=False)
@@ -340,3 +339,17 @@ async def test_the_file_is_synced_before_it_takes_its_name_and_the_name_before_i
     await store.close()
     assert calls == ["sync of all", "rename", "sync of the directory"]
     assert (tmp_path / "w").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("names", [("a + b", "b"), ("b", "a + b", "a"), ("a", "b + a", "c + b", "c")])
+async def test_a_store_with_copies_is_known_whichever_of_them_are_there(names: tuple[str, ...], tmp_path: Path) -> None:
+    for n, name in enumerate(names, 1):
+        witness = Witness(tmp_path / "w")
+        assert await witness.open(name, read_only=False) is (n > 1)
+        assert witness.floor("main") == n - 1
+        witness.note_commit("main", n, {A: b"1"}, Op("w", n))
+        await witness.close()
+    stranger = Witness(tmp_path / "w")
+    assert not await stranger.open("another", read_only=False)
+    assert stranger.floor("main") == 0
+    await stranger.close()

@@ -101,16 +101,16 @@ class Witness:
         Crash: The file is as it was, or new and whole.
         """
         self._store, self._read_only, self._writing = store, read_only, asyncio.Lock()
-        section = (await asyncio.to_thread(_load, self.path)).stores.get(store)
+        section = _section_of(await asyncio.to_thread(_load, self.path), store)
         self._scopes, self._rows, self._changed = {}, {}, False
-        if section is not None:
-            self._take(section.scopes, _rows_of(section))
+        known = bool(section.scopes or section.rows)
+        self._take(section.scopes, _rows_of(section))
         if not read_only:
             try:
                 await self.flush()
             except OSError as error:
                 raise InvalidInputError(f"the witness {self.path} cannot be written: {error.strerror}") from error
-        return section is not None
+        return known
 
     async def close(self) -> None:
         """Write what was noted since. Repeatable.
@@ -280,7 +280,7 @@ def _merge(path: Path, store: str, scopes: dict[str, int], rows: _Rows) -> tuple
     """
     with _locked(path):
         whole = _load(path)
-        section = whole.stores.setdefault(store, _Section({}, {}))
+        section = _section_of(whole, store)
         news = _Section({}, {})
         for scope, number in scopes.items():
             if section.scopes.get(scope, 0) < number:
@@ -302,6 +302,29 @@ def _merge(path: Path, store: str, scopes: dict[str, int], rows: _Rows) -> tuple
         text = msgspec.json.encode(whole)
         _replace(path, b"%b\n%08x\n" % (text, crc32(text)))
     return news, _rows_of(section) if len(rows) > 2 * MAX_ROWS else None
+
+
+_BETWEEN_COPIES = " + "
+"""What :meth:`holdfast.contract.Guarantees.weakest` puts between the names of several backends."""
+
+
+def _section_of(whole: _File, store: str) -> _Section:
+    """Return what the file has on a store, under all names that it went by.
+
+    A store with copies is named after those that could be reached: it is the same store when one of them is away.
+    """
+    names = set(store.split(_BETWEEN_COPIES))
+    section = _Section({}, {})
+    for other in [name for name in whole.stores if not names.isdisjoint(name.split(_BETWEEN_COPIES))]:
+        names.update(other.split(_BETWEEN_COPIES))
+        old = whole.stores.pop(other)
+        for scope, number in old.scopes.items():
+            section.scopes[scope] = max(number, section.scopes.get(scope, 0))
+        for name, row in old.rows.items():
+            if name not in section.rows or section.rows[name][0] < row[0]:
+                section.rows[name] = row
+    whole.stores[_BETWEEN_COPIES.join(sorted(names))] = section
+    return section
 
 
 def _rows_of(section: _Section) -> _Rows:
