@@ -25,9 +25,18 @@ from ...errors import (
     UnavailableError,
 )
 from .copies import Config, Copy
-from .election import newest_config, scopes_of, standings
+from .election import newest_config, standings
 from .lane import Ground, Lane
-from .standing import DOMAIN, OWN_WRITERS, Standing, charter_key, is_physical_only, number_key, require_scope
+from .standing import (
+    DOMAIN,
+    FIRST_GENERATION,
+    OWN_WRITERS,
+    Standing,
+    charter_key,
+    is_physical_only,
+    number_key,
+    require_scope,
+)
 
 T = TypeVar("T")
 _PAGE = 500
@@ -149,15 +158,13 @@ class Replicated:
         if self._read_only and config is None:
             if not self.copies[0].is_open:
                 raise self.copies[0].trouble or UnavailableError("the first copy cannot be reached")
-            return Config(1, self.copies[0].id, tuple(copy.id for copy in self.copies), 1)
+            return Config(FIRST_GENERATION, self.copies[0].id, tuple(copy.id for copy in self.copies), 1)
         if config is None:
             config = await self._form()
         elif not self._read_only:
             for copy in answered:
                 if not copy.id:
-                    if await scopes_of([copy]):
-                        raise InvalidInputError(f"{copy.name} holds rows of its own: a new copy must be empty")
-                    await copy.name_itself()
+                    await copy.name_itself(must_be_empty=True)
         if self.quorum not in (None, config.quorum):
             raise InvalidInputError(
                 f"the copies agreed on quorum={config.quorum}, not {self.quorum}: run holdfast promote to change it"
@@ -188,20 +195,19 @@ class Replicated:
                 raise UnavailableError(
                     f"{copy.name} cannot be reached; at the first opening every copy must be: {copy.trouble}"
                 )
-            if copy.at and not copy.id and await scopes_of([copy]):
-                raise InvalidInputError(f"{copy.name} holds rows already: name it first, or empty it")
-        for copy in self.copies:
+        for copy in reversed(self.copies):
             if not copy.id:
-                await copy.name_itself()
+                await copy.name_itself(must_be_empty=copy.at > 0)
         ids = tuple(copy.id for copy in self.copies)
         if len(set(ids)) < len(ids):
             raise InvalidInputError("two of the copies are the same place: a copy must be a place of its own")
-        config = Config(1, ids[0], ids, self.quorum or len(ids) // 2 + 1)
-        # The first one last: what it knows is what another process that forms the same store would find decided.
-        for copy in reversed(self.copies):
-            if not await copy.agree(config):
-                raise InvalidInputError(f"{copy.name} has agreed on other copies meanwhile: open again")
-        return config
+        quorum = self.quorum or len(ids) // 2 + 1
+        config = Config(FIRST_GENERATION | quorum, ids[0], ids, quorum)  # of two such agreements one is the newer
+        for copy in self.copies:
+            await copy.agree(config)
+        # Another process may have made them copies with other words, or promoted one since: what counts is there.
+        newest, _ = await newest_config(self.copies)
+        return newest or config
 
     async def renew(self) -> None:
         """Look anew at what the copies agreed on, and at those that were away."""

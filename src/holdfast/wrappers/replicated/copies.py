@@ -9,7 +9,14 @@ from collections.abc import Mapping
 import msgspec
 
 from ...contract import Backend, Guarantees, Key, Op
-from ...errors import ConflictError, CorruptedError, HoldfastError, UnavailableError, UnknownOutcomeError
+from ...errors import (
+    ConflictError,
+    CorruptedError,
+    HoldfastError,
+    InvalidInputError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
 from .standing import (
     DOMAIN,
     NEVER,
@@ -88,13 +95,12 @@ class Copy:
                 return
             found = await self.backend.open(read_only=read_only)
             try:
-                record = (await self.backend.read(STORE_SCOPE, [ID_KEY])).get(ID_KEY)
-                found_id = "" if record is None else str(msgspec.json.decode(record.payload))
+                await self._read_id()
             except BaseException:
                 await asyncio.shield(self.backend.close())
                 raise
             self.read_only = read_only
-            self.id, self.guarantees, self.trouble = found_id, found, None
+            self.guarantees, self.trouble = found, None
             self.name = f"copy {self.at + 1} ({found.backend})"
 
     async def close(self) -> None:
@@ -105,15 +111,29 @@ class Copy:
 
     # ------------------------------------------------------------------ what it knows of the store
 
-    async def name_itself(self) -> None:
-        """Give a new copy an id that stays with its data."""
+    async def _read_id(self) -> None:
+        record = (await self.backend.read(STORE_SCOPE, [ID_KEY])).get(ID_KEY)
+        self.id = "" if record is None else str(msgspec.json.decode(record.payload))
+
+    async def name_itself(self, *, must_be_empty: bool) -> None:
+        """Give a new copy an id that stays with its data.
+
+        Raises:
+            InvalidInputError: It holds rows, and must not.
+        """
+        # First the rows, then the id: rows of another process that is making it a copy come after its id.
+        empty = not must_be_empty or not [scope async for scope in self.backend.scopes() if scope != STORE_SCOPE]
+        await self._read_id()
+        if self.id:
+            return
+        if not empty:
+            raise InvalidInputError(f"{self.name} holds rows of its own: name it first, or give an empty copy")
         payload = msgspec.json.encode(secrets.token_hex(8))
         try:
             await self.write(STORE_SCOPE, {ID_KEY: payload}, {ID_KEY: 0})
         except ConflictError:
             pass  # another process was faster: its answer counts
-        record = (await self.backend.read(STORE_SCOPE, [ID_KEY]))[ID_KEY]
-        self.id = str(msgspec.json.decode(record.payload))
+        await self._read_id()
 
     async def config(self) -> tuple[Config | None, int]:
         """Return what this copy knows of the agreement, and the version of that row."""

@@ -17,7 +17,7 @@ import msgspec
 from ...errors import ConflictError, HoldfastError, UnavailableError
 from .copies import Config, Copy, StaleGenerationError
 from .repair import bring_level
-from .standing import Relation, Standing, begun, is_physical_only, relation
+from .standing import Relation, Standing, begun, count_of, is_physical_only, relation
 
 _logger = logging.getLogger("holdfast.replicated")
 _OFTEN = 20
@@ -105,7 +105,9 @@ async def begin(scope: str, config: Config, copies: Sequence[Copy], *, insist: b
             return await _begin(scope, config, copies, first, insist=insist)
         except ConflictError:
             await asyncio.sleep(0)  # somebody else is at it too: look again
-    raise UnavailableError(f"scope {scope} changes too often for generation {config.generation} to begin: try again")
+    raise UnavailableError(
+        f"scope {scope} changes too often for generation {count_of(config.generation)} to begin: try again"
+    )
 
 
 async def _level_before(scope: str, config: Config, found: dict[Copy, Standing]) -> None:
@@ -135,8 +137,8 @@ async def _begin(scope: str, config: Config, copies: Sequence[Copy], first: Copy
         raise UnavailableError(f"{first.name} does not answer")
     if len(found) < config.election and not insist:
         raise UnavailableError(
-            f"generation {generation} cannot begin in {scope}: {config.election} of {len(config.members)} copies must "
-            f"answer, {len(found)} do: bring another one back (or insist, and lose what only they hold)"
+            f"generation {count_of(generation)} cannot begin in {scope}: {config.election} of {len(config.members)} "
+            f"copies must answer, {len(found)} do: bring another one back (or insist, and lose what only they hold)"
         )
     if found[first].generation == generation and found[first].is_whole:
         return found[first]
@@ -167,5 +169,5 @@ async def _start(scope: str, generation: int, first: Copy, standing: Standing) -
     version = await first.rewrite(standing, charter)
     if version != start:
         raise ConflictError(f"{first.name} took commit {start} as {version}: somebody else writes it")
-    _logger.info("generation %d of scope %s begins at commit %d on %s", generation, scope, start, first.name)
+    _logger.info("generation %d of scope %s begins at commit %d on %s", count_of(generation), scope, start, first.name)
     return standing._replace(charter=charter, charter_version=version, number=version)

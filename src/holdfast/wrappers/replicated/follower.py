@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from .lane import Lane
 
 _logger = logging.getLogger("holdfast.replicated")
-_PATIENCE_SECONDS = 0.02
-"""How long another process is given to send a commit of its own, before it is asked whether it did."""
+_PATIENCE_SECONDS = 0.15
+"""How long another process is given to send a commit of its own, before it is fetched from the first copy."""
+_POLL_SECONDS = 0.005
+"""How soon the copy is asked whether that process has sent it, at first."""
 _BATCH = 64
 """How many commits are under way to a follower at once, each expecting the one before it."""
 
@@ -59,7 +61,7 @@ class Follower:
         self._queue: dict[int, Entry] = {}
         self._queue_bytes = 0
         self._failures = 0
-        self._missing = (-1, 0.0)
+        self._missing = (-1, 0.0, 0.0)
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -168,7 +170,7 @@ class Follower:
             if not self.copy.is_open:
                 await self.copy.open(read_only=False)
             if not self.copy.id:
-                await self.copy.name_itself()
+                await self.copy.name_itself(must_be_empty=True)
             self.take(await self.copy.standing(lane.scope))
         if self._behind:
             await self._repair()
@@ -231,21 +233,18 @@ class Follower:
     async def _fetch(self) -> None:
         """A commit is missing that another process made: it sends it, or is gone; then it is fetched."""
         clock = asyncio.get_running_loop().time
-        patience = min(_PATIENCE_SECONDS, self.lane.ground().retry_seconds)
         if self._missing[0] != self._at:
-            self._missing = (self._at, clock() + patience)
-            if not self._queue:  # somebody read it, so whoever made it has had some time
-                self.take(await self.copy.standing(self.lane.scope))
-                return
-        self._news.clear()
-        left = self._missing[1] - clock()
-        if left > 0:
+            self._missing = (self._at, clock() + _PATIENCE_SECONDS, _POLL_SECONDS)
+        at, until, pause = self._missing
+        if pause > _POLL_SECONDS or self._queue:
+            self._news.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), left)
-            return
-        before = self._at
+                await asyncio.wait_for(self._news.wait(), pause)
+            if at + 1 in self._queue:
+                return
+        self._missing = (at, until, min(2 * pause, 8 * _POLL_SECONDS))
         self.take(await self.copy.standing(self.lane.scope))
-        if self._at == before and not self._behind and self._at + 1 not in self._queue:
+        if self._at == at and clock() >= until and not self._behind and at + 1 not in self._queue:
             await self._repair()
 
     async def _repair(self) -> None:

@@ -21,7 +21,7 @@ from .copies import Config, Copy, StaleGenerationError
 from .election import begin, standings
 from .follower import Entry, Follower
 from .repair import LostCommitsError, lost
-from .standing import DOMAIN, Charter, Relation, Standing, begun, charter_key, encode, number_key, relation
+from .standing import DOMAIN, Charter, Relation, Standing, begun, charter_key, count_of, encode, number_key, relation
 
 T = TypeVar("T")
 _TRIES = 6
@@ -104,13 +104,11 @@ class Lane:
         stands = found[first]
         if (stands.generation == config.generation and stands.is_whole) or ground.read_only:
             return stands if ground.read_only else await self._not_behind(first, stands, found)
-        if config.generation > 1:
+        if stands.charter_version or count_of(config.generation) > 1:
             return await begin(self.scope, config, ground.copies)
-        if not stands.is_whole:
-            raise UnavailableError(f"{first.name} is under repair and cannot decide: run holdfast promote")
-        if stands.number and not stands.charter_version:  # it was in use before it had copies
+        if stands.number:  # it was in use before it had copies
             start = stands.number + 1
-            charter = Charter(scope=self.scope, history=begun((), 1, stands.number, start))
+            charter = Charter(scope=self.scope, history=begun((), config.generation, stands.number, start))
             try:
                 version = await first.rewrite(stands, charter)
             except ConflictError:
@@ -212,7 +210,7 @@ class Lane:
         async with self._bearing:  # the scope's first commit brings its charter
             if self.standing is not standing:
                 raise StaleGenerationError
-            charter = msgspec.structs.replace(standing.charter, history=begun((), 1, 0, 1))
+            charter = msgspec.structs.replace(standing.charter, history=begun((), self.config.generation, 0, 1))
             birth = {**changes, charter_key(standing.physical): encode(charter)}
             number, config = await self._send(standing, birth, expect, op)
             if number != 1:

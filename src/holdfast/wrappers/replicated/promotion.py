@@ -18,7 +18,7 @@ from .backend import Replicated
 from .copies import Config, Copy, StaleGenerationError
 from .election import begin, best_of, newest_config, scopes_of, standings
 from .repair import bring_level
-from .standing import Standing
+from .standing import Standing, count_of, next_generation
 
 
 class Promotion(NamedTuple):
@@ -121,7 +121,13 @@ async def _promote(store: Replicated, *, force: bool) -> Promotion:
         )
     first = next(copy for copy in there if copy.id == config.first)
     return Promotion(
-        config.generation, first.name, was_first, len(config.members), config.quorum, tuple(done), tuple(warnings)
+        count_of(config.generation),
+        first.name,
+        was_first,
+        len(config.members),
+        config.quorum,
+        tuple(done),
+        tuple(warnings),
     )
 
 
@@ -185,7 +191,8 @@ async def _elect(ground: _Ground, *, force: bool) -> Config:
             best[copy] += standing.is_whole and standing.rank == found[leader].rank
     # The copy that was the first is taken again only if nothing else is there: it answers, and is not wanted.
     first = max(ground.members, key=lambda copy: (copy.id != config.first, best[copy], -copy.at))
-    agreed = Config(newest + 1, first.id, config.members, config.quorum)
+    generation = next_generation(newest, config.members.index(first.id))
+    agreed = Config(generation, first.id, config.members, config.quorum)
     taken = await _take_on(agreed, ground.members)
     if first not in taken or (len(taken) < config.election and not force):
         raise UnavailableError("somebody else promotes at the same time: look, then run it again")
@@ -207,14 +214,13 @@ async def _admit(ground: _Ground, wanted: list[str], quorum: int, *, force: bool
     config = ground.config
     for copy in ground.others:
         if not copy.id:
-            if await scopes_of([copy]):
-                raise InvalidInputError(f"{copy.name} holds rows of its own: a new copy must be empty")
-            await copy.name_itself()
+            await copy.name_itself(must_be_empty=True)
     members = (*wanted, *(copy.id for copy in ground.others))
     if not 1 <= quorum <= len(members) or config.first not in members:
         raise InvalidInputError(f"quorum={quorum} of {len(members)} copies cannot be, or the first one is not named")
     await _level(ground, ground.others, must=True)
-    agreed = Config(config.generation + 1, config.first, members, quorum)
+    generation = next_generation(config.generation, members.index(config.first))
+    agreed = Config(generation, config.first, members, quorum)
     taken = await _take_on(agreed, ground.members)
     if len(taken) < config.election and not force:
         raise UnavailableError("somebody else promotes at the same time: look, then run it again")

@@ -10,7 +10,7 @@ before it. A generation *begins* in a scope by one commit on its first copy.
 
 Invariants:
 
-* One generation begins at most once in a scope: on its first copy, by a compare-and-set.
+* A generation has one first copy, and begins at most once in a scope: there, by a compare-and-set.
 * A copy that is *whole* holds exactly what the first copy of its newest begun generation held at its data number.
 * Of two whole copies the one with the higher rank (generation, data number) holds all that the other holds and that
   a quorum ever acknowledged, or no quorum acknowledged what it lacks.
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import enum
 import re
+import secrets
 from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
@@ -40,6 +41,11 @@ FILLER = f"{OWN_WRITERS}fill"
 """Writer of a number whose op is no longer known."""
 NEVER = 1 << 62
 """A repair that is under way is whole from this number on."""
+
+_COUNT_SHIFT = 32
+"""Generations are counted in the bits above; below them are the first copy's place and chance, so that two promotes
+at the same time never mean different things by one number."""
+FIRST_GENERATION = 1 << _COUNT_SHIFT
 
 _SCOPE = re.compile(r"[A-Za-z0-9._\-]{1,64}")
 _REBUILT = re.compile(r".*\.[0-9a-f]{8}\.copy[0-9]+")
@@ -191,6 +197,16 @@ def common(copy: Standing, other: Standing) -> int:
 def begun(history: tuple[Begun, ...], generation: int, data: int, start: int) -> tuple[Begun, ...]:
     """Return the history with one more generation."""
     return (*history, Begun(generation, data, start))[-_KEPT_GENERATIONS:]
+
+
+def next_generation(newest: int, at: int) -> int:
+    """Return a generation after ``newest`` whose first copy is member ``at``; no other promote makes the same."""
+    return ((newest >> _COUNT_SHIFT) + 1) << _COUNT_SHIFT | at << 24 | secrets.randbits(24)
+
+
+def count_of(generation: int) -> int:
+    """Return a generation's number as people see it: 1, 2, 3, …"""
+    return generation >> _COUNT_SHIFT
 
 
 @lru_cache(4096)
