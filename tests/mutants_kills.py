@@ -71,4 +71,11 @@ KILLS: list[tuple[str, str, str, str, str]] = [
         "if False:",
         "tests/test_lost_power.py -k 'wrong and valkey'",
     ),
+    (
+        "redis: a server that goes away during open is taken for one with unsafe settings",
+        "backends/redis/backend.py",
+        '_GONE = ("the connection was lost", "no answer in time")',
+        "_GONE: tuple[str, ...] = ()",
+        "tests/test_redis_cuts.py -k probe_is_cut",
+    ),
 ]

@@ -228,6 +228,27 @@ async def test_nobody_there_is_unavailable_and_nothing_was_written(proxy: Proxy,
     await backend.close()
 
 
+async def test_an_open_whose_probe_is_cut_is_unavailable_and_blames_no_setting(proxy: Proxy, tmp_path: Path) -> None:
+    for _ in range(2):  # what INFO tells grows with the first one
+        before = proxy.passed["answers"]
+        backend = through(proxy, tmp_path)
+        await backend.open()
+        all_bytes = proxy.passed["answers"] - before
+        await backend.close()
+    in_probe = 0
+    for back in range(1, 70, 3):  # near the end, where the probe is
+        backend = through(proxy, tmp_path)
+        proxy.cut("answers", all_bytes - back, "close")
+        try:
+            await backend.open()
+        except UnavailableError as error:
+            in_probe += "probe" in str(error)
+        finally:
+            await backend.close()
+            proxy.spare()
+    assert in_probe > 3
+
+
 async def test_a_slow_network_is_waited_for_and_20_writers_still_share_their_trips(
     proxy: Proxy, tmp_path: Path
 ) -> None:

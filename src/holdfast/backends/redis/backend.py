@@ -38,6 +38,9 @@ from .readers import Readers
 from .script import CommitCommand, ScopeKeys
 from .topology import Topology, topology
 
+_GONE = ("the connection was lost", "no answer in time")
+"""What a lane says of a commit whose server is not there any more."""
+
 _PAGE_KEYS = 1000
 """How many keys one round trip of a listing brings."""
 
@@ -243,7 +246,9 @@ class RedisBackend:
             )  # a second writer: the first one is dropped
         except UnknownOutcomeError as error:
             why = str(error).replace("; send the same op again", "")
-            raise UnsafeSettingError(f"{why} (at the probe that open makes)", backend=self._shown) from None
+            # A server that went away says nothing of its settings; one that stays and does not confirm does.
+            kind = UnavailableError if any(text in why for text in _GONE) else UnsafeSettingError
+            raise kind(f"{why} (at the probe that open makes)", backend=self._shown) from None
         if (wrote[0], refused[0], deleted[0]) != (script.APPLIED, script.CLASHED, script.APPLIED):
             raise UnsafeSettingError(f"{self._shown} did not refuse a commit with a wrong version", backend=self._shown)
 
