@@ -119,13 +119,6 @@ MONGO: list[tuple[str, str, str, str, str]] = [
         f"{_SETTINGS} 'majority or each_answer'",
     ),
     (
-        "mongo: the driver repeats writes by itself",
-        "backends/mongo/link.py",
-        "                retryReads=False,\n",
-        "",
-        f"{_SETTINGS} every_write",
-    ),
-    (
         "mongo: a lost answer is told as nothing written",
         "backends/mongo/link.py",
         "            sending.begun = True\n",
