@@ -14,6 +14,7 @@ from mutants_histories import HISTORIES
 from mutants_kills import KILLS
 from mutants_mongo import MONGO
 from mutants_redis import REDIS
+from mutants_replicated import REPLICATED
 from mutants_sql import SQL
 from mutants_wrappers import WRAPPERS
 
@@ -291,7 +292,7 @@ ENGINE = [
     ),
 ]
 
-MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *MONGO, *WRAPPERS, *ENCRYPTED, *HISTORIES, *KILLS)]
+MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *MONGO, *WRAPPERS, *ENCRYPTED, *HISTORIES, *KILLS, *REPLICATED)]
 HANDFUL = (
     "no fdatasync of a commit",
     "the versions are not compared",
