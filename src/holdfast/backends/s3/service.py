@@ -28,6 +28,8 @@ MAX_REQUESTS = 16
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
+_NOT_CONNECTED = re.compile(r"\bkind: Connect\b")
+"""No connection was made; ``kind: ConnectionReset`` is another matter: by then it may have been sent."""
 _TELLS_OF_NO_CREDENTIALS = re.compile(r"169\.254\.\d+\.\d+|/latest/(api|meta-data)|fd00:ec2")
 _RIGHTS = "GetObject, PutObject, DeleteObject and ListBucket under the prefix"
 _REMEDIES = {
@@ -220,8 +222,10 @@ def _by_status(text: str) -> Answer:
             "was not asked, for there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         )
     found = _STATUS.search(text)
+    if found is None and "MissingEtag" in text:  # written, and the answer does not say under which ETag
+        return Answer(Kind.DONE)
     if found is None:
-        if "kind: Connect" in text:
+        if _NOT_CONNECTED.search(text):
             return Answer(Kind.NOT_SENT, "cannot be reached")
         return Answer(Kind.UNKNOWN, "did not answer in time" if "kind: Timeout" in text else "broke the connection off")
     return _refused(text, int(found[1]))
