@@ -126,17 +126,17 @@ class Lane:
         commits: list[Commit] = []
         size = 0
         following: _Call | None = first
-        while following is not None and isinstance(following.work, Commit):
-            size += following.work.size
+        next_call, is_empty = self._queue.get, self._queue.empty  # only this thread takes from it
+        while following is not None and type(work := following.work) is Commit:
+            size += work.size
             if calls and (size > MAX_GROUP_BYTES or len(calls) == MAX_GROUP):
                 break
             calls.append(following)
-            commits.append(following.work)
-            try:
-                following = self._queue.get_nowait()
-            except queue.Empty:
+            commits.append(work)
+            if is_empty():
                 following = first  # stands for: nothing is waiting
                 break
+            following = next_call()
         self._apply(commits)
         for call, commit in zip(calls, commits, strict=True):
             call.result, call.error = commit.number, commit.outcome
