@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -29,12 +29,13 @@ ALL = "+".join(WRAPPERS)
 Proof = Callable[[str, object], None]
 
 
-def restart_of(name: str) -> Callable[[], None] | None:
+def restart_of(name: str) -> Callable[[], Awaitable[None]] | None:
     if name not in SERVERS:
         return None
     server = shared(SERVERS[name])
 
-    def restart() -> None:
+    async def restart() -> None:
+        # Not in a thread: a server ends with the thread that started it.
         server.kill()
         server.restart()
 

@@ -16,8 +16,8 @@ from typing import NamedTuple, Protocol
 
 from ..proxy import Direction, How, Proxy
 
-Restart = Callable[[], Awaitable[None] | None]
-"""Kills the server with SIGKILL and starts it again; returns when it answers. A plain function runs in a thread."""
+Restart = Callable[[], Awaitable[None]]
+"""Kills the server with SIGKILL and starts it again; returns when it answers."""
 
 _HOWS: tuple[How, ...] = ("close", "reset", "hold")
 _DIRECTIONS: tuple[Direction, ...] = ("requests", "answers")
@@ -113,7 +113,8 @@ class Storm:
                 case "pause":
                     await self._pause(stage)
                 case "restart":
-                    await self._restarted()
+                    assert self._restart is not None
+                    await self._restart()
                 case _:
                     await self._cut()
                     continue
@@ -136,13 +137,6 @@ class Storm:
         stage.send(client, signal.SIGSTOP)
         await reached(lambda: stage.over() or stage.progress() >= began + length or clock() >= end)
         stage.send(client, signal.SIGCONT)
-
-    async def _restarted(self) -> None:
-        assert self._restart is not None
-        if asyncio.iscoroutinefunction(self._restart):
-            await self._restart()
-        else:
-            await asyncio.to_thread(self._restart)
 
     async def _cut(self) -> None:
         assert self._proxy is not None
