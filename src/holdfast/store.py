@@ -20,6 +20,7 @@ from typing import Generic, NamedTuple, TypeVar, cast
 
 from .bulk import without_collections
 from .contract import Backend, Guarantees, Head, Key, KeyPrefix, Op, Record, Survives
+from .copying import require_whole
 from .domains import decode
 from .errors import (
     ConflictError,
@@ -114,6 +115,7 @@ class Store:
         Raises:
             UnsafeSettingError: The promise is weaker than ``require``; the message names the remedy.
             HeldError: Another process holds a backend.
+            InvalidInputError: A ``holdfast copy`` to this store was not finished; the message names its source.
 
         Crash: Leaves what was there; opening again finishes.
         """
@@ -127,6 +129,7 @@ class Store:
             found = Guarantees.weakest(list(self._parts.values()))
             if not read_only:
                 self._require_promise(self._parts.values())
+                await require_whole(self.home.backend)
             self._guarantees, self.read_only = found, read_only
             self.damaged.clear()
             await self._find_stopped()

@@ -16,6 +16,7 @@ _COMMANDS = {
     "run": "run the strategies of a Python file, live",
     "show": "what is stored: contexts, positions, risk slots, events, trades",
     "check": "verify every stored row and every rule; exit code 1 when one is broken",
+    "copy": "move a store to another backend, verified",
     "doctor": "what a store really promises, and which setting to change",
     "rekey": "bring every row of an encrypted store under the current key",
     "promote": "another copy becomes the first; copies are added, replaced, dropped",

@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from ..contract import Survives
-from ..errors import InvalidInputError
+from ..contract import Backend, KeyPrefix, Survives
+from ..engine.worker import Life, Watch, describe
+from ..errors import HeldError, InvalidInputError
 from ..store import Store
 from ..urls import open_backend, parse_store
 
 DEFAULT_STORE = "./dump/data"
+
+
+def require_store(where: str) -> None:
+    """Refuse a folder in which there is no store, so that looking at it makes none.
+
+    Raises:
+        InvalidInputError: There is none there.
+    """
+    folders = parse_store(where).folders
+    if None not in folders and not any((Path(str(folder)) / ".holdfast").is_dir() for folder in folders):
+        named = " or ".join(map(str, folders))
+        raise InvalidInputError(f"there is no store at {named}: name the folder that the bot writes to")
+
+
+async def require_no_bot(backend: Backend) -> None:
+    """Refuse while a process gives signs of life on a store that several may share; takes up to a lease to tell.
+
+    Raises:
+        HeldError: Names the process.
+    """
+    suffix = ".beats"
+    for scope in [scope async for scope in backend.scopes() if scope.endswith(suffix)]:
+        view = Store(backend, scope=scope.removesuffix(suffix))
+        view.read_only = True
+        holders = [key.entity_name for key in await view.keys(KeyPrefix("worker"))]
+        watch = Watch(view)
+        while holders:
+            seen = await watch.look(*holders)
+            for life, row in seen.values():
+                if row is not None and life is Life.ALIVE:
+                    raise HeldError(f"{describe(row)} works on this store: end it first")
+            holders = [holder for holder, (life, _) in seen.items() if life is Life.UNKNOWN]
+            if holders:
+                leases = [row.lease_seconds for _, row in seen.values() if row is not None]
+                await asyncio.sleep(min(min(leases) / 20, 1.0))
 
 
 @asynccontextmanager
@@ -24,10 +61,7 @@ async def reading(where: str | None) -> AsyncIterator[Store]:
     where = DEFAULT_STORE if where is None else where
     if not where:
         raise InvalidInputError("the store's name is empty: name the folder that the bot writes to")
-    folders = parse_store(where).folders
-    if None not in folders and not any((Path(str(folder)) / ".holdfast").is_dir() for folder in folders):
-        named = " or ".join(map(str, folders))
-        raise InvalidInputError(f"there is no store at {named}: name the folder that the bot writes to")
+    require_store(where)
     store = Store(open_backend(where), require=Survives.NOTHING)
     await store.open(read_only=True)
     try:

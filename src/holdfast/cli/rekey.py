@@ -6,22 +6,18 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ..contract import Backend, Key, KeyPrefix
+from ..contract import Key
 from ..domains import decode
-from ..engine.worker import Life, Watch, describe
-from ..errors import HeldError, InvalidInputError
-from ..store import Store
-from ..urls import open_backend, parse_store
+from ..errors import InvalidInputError
+from ..urls import open_backend
 from ..wrappers.keyring import ENVIRONMENT, new_entry
 from .exits import OK, STOPPED, UNAVAILABLE
-from .tables import fancy, print_json, print_table
+from .opening import require_no_bot, require_store
+from .tables import print_json, print_table, progress_bar
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -58,9 +54,7 @@ def _rekey(options: argparse.Namespace) -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    folders = parse_store(options.store).folders
-    if None not in folders and not any((Path(str(folder)) / ".holdfast").is_dir() for folder in folders):
-        raise InvalidInputError(f"there is no store at {' or '.join(map(str, folders))}: name the bot's folder")
+    require_store(options.store)
     backend = open_backend(options.store)
     from ..wrappers.rekeying import encrypted_in, rekey  # needs an extra, about which open_backend has complained
 
@@ -71,8 +65,8 @@ async def _run(options: argparse.Namespace) -> int:
     promised = await backend.open()
     try:
         if options.from_plain and promised.shared:
-            await _require_no_bot(store.backend)
-        with _progress(plain=options.plain or options.json) as progress:
+            await require_no_bot(store.backend)  # what it writes later would stay plain
+        with progress_bar("rows", plain=options.plain or options.json) as progress:
             found = await rekey(store, accept_plain=_sound if options.from_plain else None, progress=progress)
     finally:
         await backend.close()
@@ -89,29 +83,6 @@ async def _run(options: argparse.Namespace) -> int:
     if found.left:
         return STOPPED
     return OK if found.settled else UNAVAILABLE
-
-
-async def _require_no_bot(plain: Backend) -> None:
-    """Refuse while a process gives signs of life on the plain store: what it writes later would stay plain.
-
-    Raises:
-        HeldError: Names the process.
-    """
-    suffix = ".beats"
-    for scope in [scope async for scope in plain.scopes() if scope.endswith(suffix)]:
-        view = Store(plain, scope=scope.removesuffix(suffix))
-        view.read_only = True
-        holders = [key.entity_name for key in await view.keys(KeyPrefix("worker"))]
-        watch = Watch(view)
-        while holders:
-            seen = await watch.look(*holders)
-            for life, row in seen.values():
-                if row is not None and life is Life.ALIVE:
-                    raise HeldError(f"{describe(row)} works on this store and writes plain rows: end it first")
-            holders = [holder for holder, (life, _) in seen.items() if life is Life.UNKNOWN]
-            if holders:
-                leases = [row.lease_seconds for _, row in seen.values() if row is not None]
-                await asyncio.sleep(min(min(leases) / 20, 1.0))
 
 
 def _sound(key: Key, payload: bytes) -> None:
@@ -137,22 +108,3 @@ def _advice(ok: bool, settled: bool, *, from_plain: bool, others: tuple[str, ...
             "long as there are backups, or bytes in quarantine, from before."
         )
     return "Every row is under the current key."
-
-
-@contextmanager
-def _progress(*, plain: bool) -> Iterator[Callable[[int, int], None]]:
-    if not fancy(plain=plain):
-        yield lambda done, total: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    with Progress(TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
-        task = bar.add_task("rows", total=None)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield show
-
-
-__all__ = ["add_parser"]

@@ -6,7 +6,8 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -83,3 +84,16 @@ def number(value: float | None) -> str:
 def percent(value: float | None) -> str:
     """Return percent units with a sign and two decimals."""
     return "-" if value is None else f"{value:+.2f} %"
+
+
+@contextmanager
+def progress_bar(what: str, *, plain: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show how much of something is done, on a terminal; the block is given what to call with (done, total)."""
+    if not fancy(plain=plain):
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
