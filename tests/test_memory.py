@@ -59,7 +59,7 @@ def test_a_path_or_a_file_url_is_a_directory(url: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "  ", "rabbit://u:secret@host/0", "file:", "sqlite:", "file://host/path", "memory:x", "s3://b"]
+    "url", ["", "  ", "rabbit://u:secret@host/0", "file:", "sqlite:", "file://host/path", "memory:x", "ftp://b"]
 )
 def test_what_names_no_backend_is_refused_with_what_exists_and_without_secrets(url: str) -> None:
     with pytest.raises(InvalidInputError, match="memory:") as caught:
