@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import signal
 import subprocess
@@ -132,6 +133,17 @@ def said(path: Path) -> str:
         return path.read_text(errors="replace")
     except OSError:  # gone meanwhile, or a directory
         return ""
+
+
+def test_copies_and_wrappers_are_tortured_by_their_name_and_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOLDFAST_KEYS", "test=" + base64.b64encode(bytes(range(32))).decode())
+    store = f"encrypted+sqlite:{tmp_path}/one.db file:{tmp_path}/two"
+    words = ("--seed", "3", "--minutes", "200", "--symbols", "BTCUSDT", "--kills", "4")
+    code, found = torture("--store", store, *words)
+    assert (code, found["kills"], found["differences"], found["kept"]) == (0, 4, [], [])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_torture_goes_on_where_it_stopped(tmp_path: Path) -> None:
