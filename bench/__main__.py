@@ -13,6 +13,7 @@ PARTS = (
     "bench.redis",
     "bench.mongo",
     "bench.wrappers",
+    "bench.replicated",
     "bench.loop_gap",
 )
 

@@ -90,8 +90,8 @@ REPLICATED: list[tuple[str, str, str, str, str]] = [
     (
         "replicated: a generation begins without the promises",
         f"{_HERE}election.py",
-        "    answers = await asyncio.gather(*(copy.promise(scope, generation) for copy in asked), return_exceptions=True)\n",
-        "    answers = await asyncio.gather(*(copy.standing(scope) for copy in asked), return_exceptions=True)\n",
+        "gather(*(copy.promise(scope, generation) for copy in asked)",
+        "gather(*(copy.standing(scope) for copy in asked)",
         f"{_PLAIN} 'late_message or schedule'",
     ),
     (
