@@ -333,6 +333,7 @@ def main() -> None:
         mfusepy.FUSE(
             LosingFs(image, order), str(mount), foreground=True, nothreads=True, allow_other=True,
             default_permissions=True, fsname="losing", attr_timeout=60, entry_timeout=60,
+            auto_unmount=True,  # a test run that is killed must not leave a dead mount behind
         )  # fmt: skip
 
 
