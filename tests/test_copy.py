@@ -26,6 +26,7 @@ from holdfast.rows import Entity, Worker
 from holdfast.store import Store
 from holdfast.testing.faults import Fault, FaultyBackend
 from holdfast.wrappers.around import Around
+from holdfast.wrappers.keyring import new_entry
 
 ROWS = 450
 
@@ -246,6 +247,31 @@ def test_a_bot_on_either_side_is_in_the_way(tmp_path: Path, capsys: pytest.Captu
 
     assert asyncio.run(alive()) == 3
     assert "process 77 on elsewhere works on this store" in capsys.readouterr().err
+
+
+def test_an_encrypted_store_is_copied_under_its_keys_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOLDFAST_KEYS", new_entry())
+    asyncio.run(traded(tmp_path / "data"))
+    hidden = f"encrypted+sqlite:{tmp_path / 'hidden.db'}"
+    assert main(["copy", str(tmp_path / "data"), hidden]) == 0
+    assert main(["copy", hidden.removeprefix("encrypted+"), f"sqlite:{tmp_path / 'raw.db'}"]) != 0
+    assert "encrypted" in capsys.readouterr().err
+    assert main(["copy", hidden, f"encrypted+file:{tmp_path / 'again'}"]) == 0
+    assert main(["check", f"encrypted+file:{tmp_path / 'again'}"]) == 0
+
+
+def test_a_damaged_row_is_not_copied_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def damaged() -> None:
+        backend = SqliteBackend(tmp_path / "store.db")
+        await backend.open()
+        await backend.commit("main", {key(1): payload(1).replace(b'"n":1', b'"n":2')}, {}, op=Op("w", 1))
+        await backend.close()
+
+    asyncio.run(damaged())
+    assert main(["copy", f"sqlite:{tmp_path / 'store.db'}", str(tmp_path / "new")]) == 4
+    assert "row-0001" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

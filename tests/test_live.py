@@ -34,7 +34,7 @@ import holdfast
 from holdfast.documents import adapters
 from holdfast.domains import context_key, ledger_key
 from holdfast.engine.live import Live
-from holdfast.engine.recovery import own
+from holdfast.engine.ownership import own
 from holdfast.engine.registry import Registry
 from holdfast.engine.session import wall_clock_ms
 from holdfast.errors import FencedError, InvalidInputError, UnavailableError

@@ -57,11 +57,19 @@ class _Mark(msgspec.Struct):
     source: str
 
 
-async def copy(source: Backend, target: Backend, *, name: str, progress: Progress = lambda done, total: None) -> Copied:
+async def copy(
+    source: Backend,
+    target: Backend,
+    *,
+    name: str,
+    sound: Callable[[Key, bytes], object] = lambda key, payload: None,
+    progress: Progress = lambda done, total: None,
+) -> Copied:
     """Copy every row of ``source`` to ``target``; both are open, the target for writing, and nobody else writes.
 
     Args:
         name: What the source is called, without credentials: a copy goes on only with the same one.
+        sound: Raises ``CorruptedError`` for a row that cannot be trusted.
         progress: Told how many rows are done, of how many.
 
     Returns:
@@ -86,7 +94,7 @@ async def copy(source: Backend, target: Backend, *, name: str, progress: Progres
     for scope, keys in plan.items():
         for page in _pages(keys):
             done += len(page)
-            written += await _copy_page(source, target, writer, scope, page)
+            written += await _copy_page(source, target, writer, scope, page, sound)
             progress(done, total)
         await _remove_others(target, writer, scope, set(keys))
     sums = {scope: await _sum(source, scope) for scope in plan}
@@ -153,7 +161,14 @@ async def _read(backend: Backend, scope: str, keys: list[Key]) -> dict[Key, Reco
     return found
 
 
-async def _copy_page(source: Backend, target: Backend, writer: _Writer, scope: str, keys: list[Key]) -> int:
+async def _copy_page(
+    source: Backend,
+    target: Backend,
+    writer: _Writer,
+    scope: str,
+    keys: list[Key],
+    sound: Callable[[Key, bytes], object],
+) -> int:
     """Write the rows of a page that the target lacks or has otherwise; return how many."""
     wanted = await _read(source, scope, keys)
     there = await target.read(scope, keys)
@@ -161,6 +176,7 @@ async def _copy_page(source: Backend, target: Backend, writer: _Writer, scope: s
     size = written = 0
     for key in keys:
         payload = wanted[key].payload
+        sound(key, payload)
         if key in there and there[key].payload == payload:
             continue
         if batch and size + len(payload) > min(_BATCH_BYTES, MAX_PAYLOAD_BYTES):

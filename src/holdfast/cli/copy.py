@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ..backends.memory import MemoryBackend
-from ..contract import Backend, Op
+from ..contract import Backend, Key, Op
 from ..copying import Copied, copy
 from ..documents.raw import Raw, is_raw, read_raw
-from ..domains import encode
-from ..errors import InvalidInputError
+from ..domains import decode, encode
+from ..errors import InvalidInputError, LockedError, NewerFormatError
 from ..rules.drafts import stored_failures
 from ..urls import open_backend, parse_store
 from .exits import OK, STOPPED
@@ -95,9 +95,19 @@ async def _run(options: argparse.Namespace, raw: Raw | None) -> tuple[Copied, st
         try:
             await require_no_bot(target)
             with progress_bar("rows", plain=options.plain or options.json) as progress:
-                return await copy(source, target, name=name, progress=progress), promised.backend
+                return await copy(source, target, name=name, sound=_sound, progress=progress), promised.backend
         finally:
             await target.close()
+
+
+def _sound(key: Key, payload: bytes) -> None:
+    """Refuse a row that is damaged, or encrypted: its ciphertext would open nowhere else."""
+    try:
+        decode(key, payload)
+    except LockedError:
+        raise
+    except NewerFormatError:
+        pass  # whole, and for a newer version to read
 
 
 @asynccontextmanager
