@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import random
 import signal
@@ -293,6 +294,7 @@ def main(argv: Sequence[str]) -> int:
     if why := why_not():
         print(why, file=sys.stderr)
         return 1
+    logging.getLogger("holdfast").setLevel(logging.ERROR)  # that FUSE is not a tested file system, each time
     failed = False
     row = "{:<10} {:<22} {:>5} {:>9} {:>6}  {}"
     print(row.format("storage", "settings", "cuts", "commits", "lost", ""))
