@@ -142,13 +142,11 @@ class Found(msgspec.Struct):
 
 
 def _backend(name: str, url: str, wrong: bool) -> Backend:
-    """Return the backend; with wrong settings one that goes on where ours refuses."""
+    """Return the backend; of SQLite the wrong setting is the connection's own."""
     if wrong and name == "sqlite":
         from holdfast.backends.sqlite import SqliteBackend
 
         return SqliteBackend(url.removeprefix("sqlite:"), synchronous="normal")
-    if wrong and name == "postgres":
-        _pass_by_the_refusals_of_postgres()
     return open_backend(url)
 
 
@@ -172,6 +170,8 @@ def _pass_by_the_refusals_of_postgres() -> None:
 
 async def pour(name: str, url: str, wrong: bool) -> None:
     """Commit until killed; print the number of each commit when it has been acknowledged."""
+    if wrong and name == "postgres":
+        _pass_by_the_refusals_of_postgres()  # of this process alone
     backend = _backend(name, url, wrong)
     await backend.open()
     number = (await backend.head("main")).number
@@ -209,7 +209,7 @@ def _acknowledged(name: str, medium: Medium, wrong: bool, commits: int) -> tuple
 async def _look(name: str, url: str, wrong: bool) -> tuple[int, str]:
     """Open the store as a bot would; return its commit number, and what is torn."""
     backend = _backend(name, url, wrong)
-    await backend.open()
+    await backend.open(read_only=wrong)  # to write it would rightly be refused
     try:
         number = (await backend.head("main")).number
         found = await backend.read("main", [LEFT, RIGHT])
