@@ -195,6 +195,14 @@ class FakeMongo:
         (one,) = command["deletes"]
         return {"ok": 1.0, "n": int(self.documents.pop(one["q"]["_id"], None) is not None), **more}
 
+    def _aggregate(self, command: Document) -> Document:
+        """The one pipeline that commits use: a document with the versions of its rows."""
+        found = self.documents.get(command["pipeline"][0]["$match"]["_id"])
+        if found is not None:
+            rows = [{"k": name, "v": row["version"], "b": row["bytes"]} for name, row in found["rows"].items()]
+            found = {**found, "rows": rows}
+        return {"ok": 1.0, "cursor": {"id": 0, "ns": "bots.x", "firstBatch": [found] if found else []}}
+
     def _find(self, command: Document) -> Document:
         found = self.documents.get(command["filter"]["_id"])
         return {"ok": 1.0, "cursor": {"id": 0, "ns": "bots.x", "firstBatch": [found] if found else []}}

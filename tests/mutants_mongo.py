@@ -63,6 +63,27 @@ MONGO: list[tuple[str, str, str, str, str]] = [
         f"{_PLAIN} told_from_what_lies_there",
     ),
     (
+        "mongo: rows that were not looked at are taken for absent",
+        "backends/mongo/lane.py",
+        '    rows = {} if found is None else found.get("rows", {})\n',
+        '    rows = {} if found is None else found.get("rows", {})\n    known.complete = True\n',
+        f"{_SETTINGS} alone_writes",
+    ),
+    (
+        "mongo: rows that are gone are remembered for ever",
+        "backends/mongo/document.py",
+        "                if not state.version:\n",
+        "                if False:\n",
+        f"{_PLAIN} agree",
+    ),
+    (
+        "mongo: each new key costs a round trip",
+        "backends/mongo/document.py",
+        "        if self.complete:\n            return False\n",
+        "",
+        f"{_SETTINGS} alone_writes",
+    ),
+    (
         "mongo: dots stay in field names",
         "backends/mongo/document.py",
         'f"{key[0]}/{key[1]}/{key[2]}".replace(".", ",")',

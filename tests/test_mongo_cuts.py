@@ -10,7 +10,7 @@ from pathlib import Path
 import pymongo.common
 import pytest
 from proxy import Direction, How, Proxy
-from servers.mongo import MongoServer
+from servers.mongo import MongoServer, sweep_sockets
 from servers.shared import own_name, shared
 
 from holdfast.backends.mongo import MongoBackend
@@ -34,6 +34,7 @@ async def proxy() -> AsyncIterator[Proxy]:
     assert isinstance(server, MongoServer)
     async with Proxy(server.port) as between:
         yield between
+    sweep_sockets()
 
 
 def through(proxy: Proxy, place: Path, deadline_seconds: float = DEADLINE_SECONDS) -> MongoBackend:

@@ -18,7 +18,14 @@ from servers.shared import own_name, shared
 from holdfast.backends.mongo import MongoBackend
 from holdfast.backends.mongo.attest import Facts, Member, judge
 from holdfast.contract import Guarantees, How, Key, Op, Survives
-from holdfast.errors import FailedError, HoldfastError, UnavailableError, UnknownOutcomeError, UnsafeSettingError
+from holdfast.errors import (
+    ConflictError,
+    FailedError,
+    HoldfastError,
+    UnavailableError,
+    UnknownOutcomeError,
+    UnsafeSettingError,
+)
 
 KEY = Key("signal", "BTCUSDT_a_x", "BTCUSDT")
 
@@ -321,3 +328,29 @@ async def test_a_state_that_was_taken_back_is_not_taken_for_a_new_one_with_the_s
     assert (await two.read("main", [KEY, other])).keys() == {other}
     await one.close()
     await two.close()
+
+
+async def test_who_alone_writes_a_scope_needs_one_round_trip_for_a_commit_also_for_keys_that_are_new(
+    fake: FakeMongo,
+) -> None:
+    first = MongoBackend(fake.url)
+    await first.open()
+    old = Key("event", "old", "x")
+    await first.commit("main", {KEY: b"1", old: b"1"}, {}, op=Op("w", 1))
+    await first.close()
+    backend = MongoBackend(fake.url)
+    await backend.open()
+    version = await put(backend, 2, 1)
+    with pytest.raises(ConflictError):
+        await backend.commit("main", {}, {old: 0}, op=Op("v", 1))  # it has not looked at that one yet
+    await backend.commit("main", {Key("event", "e", "0"): b"1"}, {old: 1}, op=Op("w", 3))
+    fake.seen.clear()
+    for n in range(4, 24):
+        keys = {Key("event", "e", str(n)): b"1", Key("event", "e", str(n - 1)): None}
+        version = await backend.commit("main", keys, {KEY: 2}, op=Op("w", n))
+    assert [next(iter(command)) for command in fake.seen] == ["update"] * 20
+    assert version == 23
+    assert len(fake.documents["main"]["rows"]) == 4, "the row, the old event, the first and the last of the new"
+    with pytest.raises(ConflictError):
+        await backend.commit("main", {}, {Key("event", "e", "22"): 22}, op=Op("w", 24))
+    await backend.close()

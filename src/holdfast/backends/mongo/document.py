@@ -79,10 +79,11 @@ def writer_of(field: str) -> str:
 class Known:
     """What a lane knows of its scope's document as of one moment.
 
-    ``rows`` holds those keys that were looked at; ``writers`` holds all, the one that wrote longest ago first.
+    ``rows`` holds those that were looked at, and all of them if ``complete``; ``writers`` holds all, the one that wrote
+    longest ago first.
     """
 
-    __slots__ = ("bytes", "number", "rows", "tip", "writer_bytes", "writers")
+    __slots__ = ("bytes", "complete", "number", "rows", "tip", "writer_bytes", "writers")
 
     def __init__(self, number: int, tip: str, size: int, writers: Mapping[str, WriterOp]) -> None:
         self.number = number
@@ -91,9 +92,17 @@ class Known:
         self.writers = dict(sorted(writers.items(), key=lambda item: item[1].number))
         self.writer_bytes = sum(map(_writer_bytes, self.writers))
         self.rows: dict[Key, RowState] = {}
+        self.complete = False
+        """A key that is not in ``rows`` is absent."""
+
+    def row(self, key: Key) -> RowState:
+        """Return what is known of a row; it was looked at, or all were."""
+        return self.rows.get(key, ABSENT) if self.complete else self.rows[key]
 
     def lacks(self, group: Iterable[Asked]) -> bool:
         """Tell whether some row that the group names was not looked at."""
+        if self.complete:
+            return False
         rows = self.rows
         return any(key not in rows for asked in group for names in (asked.expect, asked.texts) for key in names)
 
@@ -101,6 +110,10 @@ class Known:
         """Take over what an update wrote."""
         self.number, self.tip, self.bytes = plan.number, plan.tip, plan.bytes
         self.rows.update(plan.rows)
+        if self.complete:  # else rows that come and go, such as events, would fill the memory
+            for key, state in plan.rows.items():
+                if not state.version:
+                    del self.rows[key]
         for writer in plan.forgotten:
             self.writer_bytes -= _writer_bytes(writer)
             del self.writers[writer]
@@ -160,7 +173,7 @@ class Plan:
         return None if writer in self.forgotten else self._known.writers.get(writer)
 
     def _row(self, key: Key) -> RowState:
-        return self.rows.get(key) or self._known.rows[key]
+        return self.rows.get(key) or self._known.row(key)
 
     def _refusal(self, asked: Asked) -> int | HoldfastError | None:
         """Return the number of a repeated op, or why it is refused, or None."""
@@ -240,7 +253,7 @@ class Plan:
         for key, row in self._written.items():
             if row is not None:
                 setting[f"rows.{field_of(key)}"] = row
-            elif self._known.rows[key].version:
+            elif self._known.row(key).version:
                 removing[f"rows.{field_of(key)}"] = ""
         for name, last in self.writers.items():
             setting[f"writers.{writer_field(name)}"] = last._asdict()

@@ -36,6 +36,7 @@ from .document import (
     Plan,
     RowState,
     field_of,
+    key_of,
     rows_asked,
     writer_of,
 )
@@ -47,7 +48,6 @@ MAX_GROUP_BYTES = MAX_PAYLOAD_BYTES
 """After so many payload bytes a group is closed: the command itself must fit the server's limit."""
 BARRIER = "~barrier"
 """The document that is written where something that was read has to be made durable first."""
-_KNOWN_ROWS = 50_000
 _log = logging.getLogger(__name__)
 
 
@@ -154,8 +154,11 @@ class Lane:
         deadline = max(waiting.deadline for waiting in group)
         while group := [waiting for waiting in group if not waiting.future.done()]:
             known = self._known
-            if known is None or known.lacks(waiting.asked for waiting in group):
+            if known is None:
                 known, fresh = await self._look(group, deadline), True
+            elif known.lacks(waiting.asked for waiting in group):
+                # Nobody else writes here, and new keys keep coming: know them all, and never look again.
+                known, fresh = await self._look_at_all(deadline), True
             plan = Plan(known, secrets.token_hex(8), self._limit, self._shown)
             granted = [plan.judge(waiting.asked) for waiting in group]
             if not all(granted) and not fresh:
@@ -186,13 +189,17 @@ class Lane:
         # Level "local": whatever is decided on it counts only if the update then matches this very state; a refusal
         # tells the caller to read again, and that reads what is durable.
         found = await self._link.find(self._scope, {**parts, **asked}, deadline)
-        known = known_of(found, keys, self._scope, self._shown)
+        return self._remember(known_of(found, keys, self._scope, self._shown))
+
+    async def _look_at_all(self, deadline: float) -> Known:
+        """Read the versions of all rows, without the rows; remember them."""
+        found = await self._link.aggregate(all_versions(self._scope), deadline, level="local")
+        return self._remember(all_known_of(found[0] if found else None, self._scope, self._shown))
+
+    def _remember(self, known: Known) -> Known:
         floor = self._floors.get(self._scope, 0)
         if known.number < floor:
             raise taken_back(self._shown, self._scope, known.number, floor)
-        before = self._known
-        if before is not None and before.tip == known.tip and len(before.rows) < _KNOWN_ROWS:
-            known.rows = {**before.rows, **known.rows}
         self._known = known
         return known
 
@@ -269,14 +276,52 @@ async def barrier(link: Link, deadline: float) -> None:
 
 
 def known_of(found: dict[str, Any] | None, keys: Iterable[Key], scope: str, shown: str) -> Known:
-    """Return what a scope's document says.
+    """Return what a scope's document says of itself and of these rows.
 
     Raises:
         CorruptedError: Another hand wrote it.
     """
+    known = _head_of(found, scope, shown)
+    rows = {} if found is None else found.get("rows", {})
+    try:
+        for key in keys:
+            row = rows.get(field_of(key))
+            known.rows[key] = ABSENT if row is None else RowState(int(row["version"]), int(row["bytes"]))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise foreign(shown, f"the document of scope {scope}") from None
+    return known
+
+
+def all_versions(scope: str) -> list[dict[str, Any]]:
+    """Return the pipeline that brings a document with the versions of all its rows, but not the rows."""
+    part = {"k": "$$this.k", "v": "$$this.v.version", "b": "$$this.v.bytes"}
+    rows = {"$map": {"input": {"$objectToArray": "$rows"}, "in": part}}
+    return [
+        {"$match": {"_id": scope}},
+        {"$project": {"format": 1, "number": 1, "tip": 1, "bytes": 1, "writers": 1, "rows": rows}},
+    ]
+
+
+def all_known_of(found: dict[str, Any] | None, scope: str, shown: str) -> Known:
+    """Return what :func:`all_versions` brought.
+
+    Raises:
+        CorruptedError: Another hand wrote it.
+    """
+    known = _head_of(found, scope, shown)
+    try:
+        for row in () if found is None else found["rows"]:
+            known.rows[key_of(row["k"])] = RowState(int(row["v"]), int(row["b"]))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise foreign(shown, f"the document of scope {scope}") from None
+    known.complete = True
+    return known
+
+
+def _head_of(found: dict[str, Any] | None, scope: str, shown: str) -> Known:
     if found is None:
         known = Known(0, "", 0, {})
-        known.rows = dict.fromkeys(keys, ABSENT)
+        known.complete = True
         return known
     try:
         number, tip, size = int(found["number"]), str(found["tip"]), int(found["bytes"])
@@ -284,20 +329,13 @@ def known_of(found: dict[str, Any] | None, keys: Iterable[Key], scope: str, show
         made_by = int(found["format"])
         if number < 1:
             raise ValueError(number)
-        rows = found.get("rows") or {}
-        states = {}
-        for key in keys:
-            row = rows.get(field_of(key))
-            states[key] = ABSENT if row is None else RowState(int(row["version"]), int(row["bytes"]))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise foreign(shown, f"the document of scope {scope}") from None
     if made_by > FORMAT:
         raise NewerFormatError(
             f"{shown}: scope {scope} has format {made_by}; this version reads up to {FORMAT}: upgrade", backend=shown
         )
-    known = Known(number, tip, size, writers)
-    known.rows = states
-    return known
+    return Known(number, tip, size, writers)
 
 
 def foreign(shown: str, what: str, key: Key | None = None) -> CorruptedError:
@@ -316,8 +354,9 @@ def taken_back(shown: str, scope: str, number: int, floor: int) -> FailedError:
 
 def _not_sent(error: HoldfastError) -> HoldfastError:
     """Return what an error means for a commit that was not in the update."""
-    if isinstance(error, UnknownOutcomeError):
-        return UnavailableError(f"{str(error).partition('; send')[0]}; nothing was written", backend=error.backend)
+    text = str(error).partition("; send")[0]
+    if isinstance(error, UnknownOutcomeError | UnavailableError) and "nothing was written" not in text:
+        return UnavailableError(f"{text}; nothing was written", backend=error.backend)
     return error
 
 

@@ -109,7 +109,8 @@ class Link:
     def __init__(self, address: Address) -> None:
         self.shown = address.shown
         self.collection = address.collection
-        milliseconds = int(address.deadline_seconds * 1000)
+        # A little less than the deadline: so the driver says what failed, and ends its attempt by itself.
+        milliseconds = int(address.deadline_seconds * 900)
         try:
             self._client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
                 address.uri,
