@@ -13,6 +13,7 @@ from holdfast.domains import context_key
 from holdfast.errors import ConflictError, HoldfastError, InvalidInputError, UnavailableError, UnknownOutcomeError
 from holdfast.names import Context
 from holdfast.rows import Guard, Row, SessionRow, Signal
+from holdfast.spans import mark_key
 from holdfast.store import Store
 
 BTC = Context("binance", "BTCUSDT", "st")
@@ -92,13 +93,13 @@ async def state(store: Store) -> dict[Key, Row]:
     return {key: loaded.row for key, loaded in (await store.load(SIGNAL, SESSION)).items()}
 
 
-async def test_a_commit_over_two_backends_leaves_only_its_rows() -> None:
+async def test_a_commit_over_two_backends_leaves_only_its_rows_and_the_lanes_mark() -> None:
     machine = Machine()
     store = await machine.start()
     number = await store.writer("x").commit(CHANGES, {SESSION: 0, SIGNAL: 0})
     assert await state(store) == CHANGES and await store.keys() == [SESSION, SIGNAL]
     assert [key async for key in machine.home.keys("main")] == [SESSION]
-    assert [key async for key in machine.signals.keys("main")] == [SIGNAL]
+    assert [key async for key in machine.signals.keys("main")] == [SIGNAL, mark_key("x")]
     loaded = await store.get(SESSION)
     assert loaded is not None and loaded.version == number
 

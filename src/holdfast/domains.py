@@ -38,6 +38,7 @@ from .rows import (
     ScheduledSignal,
     SessionRow,
     Signal,
+    Span,
     Trade,
     Worker,
 )
@@ -69,6 +70,7 @@ DOMAINS: dict[str, Domain] = {
         Domain("ledger", Trade),
         Domain("entity", Entity),
         Domain("intent", Intent),
+        Domain("span", Span),
         Domain("quarantine", Quarantined),
     )
 }

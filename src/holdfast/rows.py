@@ -127,7 +127,7 @@ class Worker(Row, frozen=True, kw_only=True):
     holder: str
     """A random text of the process."""
     beat: int
-    """Counts the signs of life."""
+    """Counts how often it has looked who owns its contexts: it does so after each sign of life."""
     lease_seconds: float
     host: str
     pid: int
@@ -136,7 +136,11 @@ class Worker(Row, frozen=True, kw_only=True):
     started: int = 0
     """When the process started, in the kernel's ticks: the pid alone may be another's by now."""
     contexts: int = 0
-    """How many it runs."""
+    """How many it owns."""
+    fleet: str = ""
+    """Which contexts it offers to run, as a fingerprint; empty for a process that belongs to no fleet."""
+    leaving: bool = False
+    """It is handing its contexts over and takes no more."""
     at_ms: int
     """By its own wall clock; for people."""
 
@@ -214,11 +218,27 @@ class Entity(Row, frozen=True, kw_only=True):
     value: Any
 
 
-class Intent(Row, frozen=True, kw_only=True):
+class Intent(Row, frozen=True, kw_only=True, omit_defaults=True):
     """What a commit that spans backends is about to write elsewhere; redone at recovery."""
 
     writes: dict[str, Any]
     """``domain/entity/id`` → the row's JSON, or None to clear it."""
+    guards: dict[str, int] = {}
+    """For each domain that lies elsewhere, the version of the lane's :class:`Span` row there before this commit."""
+    lane: str = ""
+    """Whose commit it is; a context's lane is named after the context, and only its owner goes on with it."""
+
+
+class Span(Row, frozen=True, kw_only=True):
+    """The newest commit of a lane that spans backends, beside what it wrote elsewhere; rewritten, never deleted.
+
+    What a commit writes elsewhere expects the one before: rows come and go there, and absence alone would not tell
+    a late request from one in time.
+    """
+
+    lane: str
+    op: str
+    """The op of the commit, ``writer#n``."""
 
 
 class Quarantined(Row, frozen=True, kw_only=True):

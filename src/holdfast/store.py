@@ -35,7 +35,7 @@ from .errors import (
 )
 from .quarantine import is_released, kept_rows, released_key, stopped_key
 from .rows import Quarantined, Row
-from .spans import Place, Span, roll_forward
+from .spans import Place, Span, is_context_lane, roll_forward
 from .writer import Writer
 
 R = TypeVar("R", bound=Row, covariant=True)
@@ -134,7 +134,8 @@ class Store:
             self.damaged.clear()
             await self._find_stopped()
             if not read_only:
-                await roll_forward(self)
+                # On a shared store a context's commit may be under way in another process: its next owner goes on.
+                await roll_forward(self, lambda lane: not (found.shared and is_context_lane(lane)))
         except BaseException:
             self._guarantees = None
             for backend in reversed(opened):
@@ -313,6 +314,11 @@ class Store:
     async def head(self) -> Head:
         """Return where the home scope stands."""
         return await self.home.backend.head(self.scope)
+
+    def enforces(self, place: Place) -> bool:
+        """Whether the backend there refuses by itself what does not hold, whoever asks."""
+        part = self._parts.get(id(place.backend))
+        return part is not None and part.fenced
 
     def writer(self, name: str) -> Writer:
         """Return a new lane for commits; ``name`` is for people (a context, a tool)."""

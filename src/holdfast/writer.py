@@ -54,10 +54,11 @@ class Writer:
     sends its next one.
     """
 
-    __slots__ = ("_lock", "_n", "_sent", "_store", "name")
+    __slots__ = ("_lock", "_n", "_sent", "_store", "lane", "name")
 
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
+        self.lane = name
         self.name = f"{quote(name, keep_underscore=True)}@{secrets.token_hex(4)}"
         self._n = 0
         self._sent: _Sent | Span | None = None
@@ -175,7 +176,7 @@ class Writer:
             if len(places) == 1:
                 sent = _Sent(places.pop(), payloads, expect, Op(self.name, self._n), changes)
             else:
-                sent = Span(store, self.name, self._n, changes, payloads, expect)
+                sent = Span(store, self.name, self.lane, self._n, changes, payloads, expect)
                 self._n += 1  # a span takes two ops: the intent and the end
             self._sent = sent
             return await self._send(sent)

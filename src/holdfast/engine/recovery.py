@@ -41,6 +41,7 @@ from ..rows import (
 )
 from ..rules.drafts import stored_failures
 from ..rules.signals import State
+from ..spans import roll_forward
 from ..store import Loaded, Store, Writer
 from .lanes import Sleep, commit_surely
 from .ownership import Claim, own, refuse_newer
@@ -120,6 +121,7 @@ async def recover(
     Crash: Any part may be done or not; recovering again does the rest.
     """
     owner = await own(store, writer, context, holder=holder, now_ms=clock(), sleep=sleep, claim=claim)
+    await roll_forward(store, lambda lane: lane == str(context))  # what the last owner had decided, and nobody else may
     for _ in range(MAX_ATTEMPTS):
         found, versions = await _load(store, context, risk_names, now_ms=clock(), lifetime_ms=lifetime_ms)
         plan = reconcile(context, found, risk_names)
