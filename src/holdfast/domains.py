@@ -25,8 +25,11 @@ from .contract import MAX_PAYLOAD_BYTES, Key
 from .errors import CorruptedError, InvalidInputError, LockedError, NewerFormatError
 from .names import Context, entity_name, quote
 from .rows import (
+    Audit,
+    Decision,
     Entity,
     Event,
+    GapPlan,
     Guard,
     Intent,
     Outage,
@@ -68,6 +71,9 @@ DOMAINS: dict[str, Domain] = {
         Domain("outage", Outage),
         Domain("outbox", Event),
         Domain("ledger", Trade),
+        Domain("plan", GapPlan),
+        Domain("decision", Decision),
+        Domain("audit", Audit),
         Domain("entity", Entity),
         Domain("intent", Intent),
         Domain("span", Span),
@@ -102,6 +108,11 @@ def guard_key(risk_name: str) -> Key:
 def event_key(context: Context, number: int) -> Key:
     """Return the key of a context's event; byte order is the order of the numbers."""
     return Key("outbox", entity_name(context.symbol, context.strategy_name, context.exchange_name), f"{number:012d}")
+
+
+def plan_key(domain: str, context: Context, number: int) -> Key:
+    """Return the key of a recovery plan, or of the ``decision`` about it: named by the first event that it foresees."""
+    return Key(domain, entity_name(context.symbol, context.strategy_name, context.exchange_name), f"{number:012d}")
 
 
 def ledger_key(context: Context, signal_id: str) -> Key:
@@ -227,6 +238,17 @@ def _require_event(row: Event) -> None:
 
 
 _REQUIRE_STORABLE: dict[type[Row], Callable[[Any], None]] = {Entity: _require_entity, Event: _require_event}
+
+
+def _require_audit(row: Audit) -> None:
+    require_plain([row.before, row.after], "audit")
+
+
+def _require_plan(row: GapPlan) -> None:
+    require_plain([one.price for one in row.events], "plan")
+
+
+_REQUIRE_STORABLE |= {Audit: _require_audit, GapPlan: _require_plan}
 
 
 def _codec(domain: Domain) -> _Codec:

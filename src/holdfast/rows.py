@@ -155,7 +155,7 @@ class Outage(Row, frozen=True, kw_only=True):
 EventKind = Literal[
     "scheduled", "opened", "partial_profit", "partial_loss", "closed", "cancelled", "rejected"
 ]  # fmt: skip
-CloseReason = Literal["take_profit", "stop_loss", "time_expired"]
+CloseReason = Literal["take_profit", "stop_loss", "time_expired", "operator", "policy"]
 CancelReason = Literal["timeout", "stop_loss", "stopped", "risk"]
 
 
@@ -209,6 +209,69 @@ class Trade(Row, frozen=True, kw_only=True):
     reason: str
     pnl_percent: float
     both_hit: bool = False
+
+
+class Foreseen(Row, frozen=True, kw_only=True, omit_defaults=True):
+    """One event that a recovery plan said would come of the missed candles."""
+
+    number: int
+    kind: EventKind
+    at_ms: int
+    """Close time of the candle that decides it."""
+    price: float
+    """At which it closes or opens; else the price at that candle."""
+    reason: str | None = None
+    level: int | None = None
+    both_hit: bool = False
+
+
+class GapPlan(Row, frozen=True, kw_only=True, omit_defaults=True):
+    """What the missed candles do to one restored signal: recorded before any of it is done."""
+
+    context: tuple[str, str, str]
+    """(exchange, symbol, strategy), unquoted."""
+    signal_id: str
+    verdict: str
+    """Short and fixed, such as ``hit_stop``; see :data:`holdfast.engine.plan.Verdict`."""
+    from_ms: int
+    """Open time of the first missed minute."""
+    until_ms: int
+    """Open time of the last candle that was looked at."""
+    candles: int
+    missing_minutes: int = 0
+    """Minutes in between that have no candle."""
+    events: tuple[Foreseen, ...] = ()
+    made_by: str
+    made_at_ms: int
+
+
+class Decision(Row, frozen=True, kw_only=True):
+    """What was decided about a plan, by whom; it lies under the plan's id."""
+
+    signal_id: str
+    what: Literal["step", "close"]
+    """``step``: what the rules say. ``close``: that, and what is still open is closed at the newest price."""
+    by: str
+    """``policy``, or the operator as user@host."""
+    until_ms: int
+    """Open time of the newest candle that the plan had seen."""
+    at_ms: int
+
+
+class Audit(Row, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that an operator did by hand, committed together with what it did."""
+
+    action: Literal["adopt", "close", "clear"]
+    target: str
+    """The context or the key that was named."""
+    by: str
+    """user@host."""
+    at_ms: int
+    why: str = ""
+    before: dict[str, Any] = {}
+    """``domain/entity/id`` → the row's JSON as it was; None where there was none."""
+    after: dict[str, Any] = {}
+    """The same keys, as they are now."""
 
 
 class Entity(Row, frozen=True, kw_only=True):

@@ -38,6 +38,7 @@ __all__ = [
     "State",
     "Transition",
     "answer",
+    "close_now",
     "draft_signal",
     "expire",
     "plain_note",
@@ -46,6 +47,7 @@ __all__ = [
     "step",
     "stop_scheduled",
     "stored_failures",
+    "take_over",
 ]
 
 MAX_CLOSED_IDS = 100
@@ -209,6 +211,18 @@ def expire(state: State, spec: Spec, candle: Candle, price: float) -> Transition
     if state.signal is None:
         return None
     return _close(Question(state=state, candle=candle, spec=spec, price=price), state.signal, "time_expired")
+
+
+def close_now(state: State, spec: Spec, candle: Candle, price: float, reason: CloseReason) -> Transition | None:
+    """Close the open signal at ``price`` because somebody wants it closed; None when none is open."""
+    if state.signal is None:
+        return None
+    return _close(Question(state=state, candle=candle, spec=spec, price=price), state.signal, reason)
+
+
+def take_over(state: State, spec: Spec, candle: Candle, signal: Signal) -> Transition:
+    """Open ``signal`` as it is, at its own price: a position that came about elsewhere; nothing may be open."""
+    return _open(Question(state=state, candle=candle, spec=spec, price=signal.price_open), signal, activated=False)
 
 
 def _watch(state: State, signal: Signal, candle: Candle, window: Window, spec: Spec) -> Transition | Question | None:
