@@ -61,7 +61,8 @@ class Store:
 
     Args:
         backend: The home backend; owner, session, outbox and whatever is not routed lie here.
-        routes: Backend for each domain that lies elsewhere.
+        routes: Backend for each domain that lies elsewhere: ``signal``, ``schedule``, ``risk``, ``partial``; and
+            ``ledger``, which only grows: where a scope is one document or object it belongs on a file or a table.
         scope: Names the set of contexts and risk profiles that commit together.
         require: Weakest promise to accept at open; pass ``Survives.NOTHING`` for a store in memory.
     """
@@ -77,7 +78,8 @@ class Store:
         if not _SCOPE.fullmatch(scope):
             raise InvalidInputError(f"the scope {scope!r:.80} must be 1 to 57 characters from A-Z a-z 0-9 . _ -")
         for domain in routes or {}:
-            _require_routable(domain)
+            if domain != "ledger":
+                _require_routable(domain)
         self.scope = scope
         self.observers: list[Observer] = []
         """Called after each acknowledged commit with (scope, number, changes); must be quick and must not raise."""
@@ -85,10 +87,11 @@ class Store:
         """Keys that stopped, and why: found by this store, or in quarantine when it was opened."""
         self._require = require
         self.home = Place(backend, scope)
-        self.ledger = Place(backend, f"{scope}.ledger")
+        elsewhere = dict(routes or {})
+        self.ledger = Place(elsewhere.pop("ledger", backend), f"{scope}.ledger")
         self.aside = {"ledger": self.ledger, "worker": Place(backend, f"{scope}.beats")}
         """Domains of the home backend that lie in a scope of their own: what is written there delays no trade."""
-        self.routes: dict[str, Place] = {domain: Place(other, scope) for domain, other in (routes or {}).items()}
+        self.routes: dict[str, Place] = {domain: Place(other, scope) for domain, other in elsewhere.items()}
         """Where each domain that does not lie at home lies."""
         self._stopped: dict[Key, str] = {}
         self._guarantees: Guarantees | None = None
@@ -180,7 +183,7 @@ class Store:
             raise failure
 
     def _backends(self) -> list[Backend]:
-        unique = {id(place.backend): place.backend for place in (self.home, *self.routes.values())}
+        unique = {id(place.backend): place.backend for place in (self.home, self.ledger, *self.routes.values())}
         return list(unique.values())
 
     async def _find_stopped(self) -> None:
@@ -220,6 +223,7 @@ class Store:
         """Return a view of the open home backend that ignores the routes. Close this store, not the view."""
         view = Store(self.home.backend, scope=self.scope, require=self._require)
         view._guarantees, view._parts, view.read_only = self.guarantees, self._parts, self.read_only
+        view.ledger, view.aside = self.ledger, self.aside
         view._stopped, view.damaged, view.observers = self._stopped, self.damaged, self.observers
         return view
 
@@ -427,7 +431,7 @@ class Store:
 
 def _require_routable(domain: str) -> None:
     if domain not in ("signal", "schedule", "risk", "partial"):
-        raise InvalidInputError(f"the domain {domain!r} cannot be routed: only signal, schedule, risk, partial")
+        raise InvalidInputError(f"the domain {domain!r} cannot be routed: only signal, schedule, risk, partial, ledger")
 
 
 __all__ = ["Loaded", "Observer", "Store", "Writer"]

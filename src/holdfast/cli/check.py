@@ -12,7 +12,7 @@ from ..contract import Guarantees
 from ..invariants import check_store
 from ..store import Store
 from .exits import LOSS, OK
-from .opening import reading
+from .opening import add_route_option, reading
 from .tables import print_json, print_table
 
 
@@ -68,6 +68,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Read every stored row, verify its checksum and test every rule. Changes nothing.",
     )
     parser.add_argument("store", nargs="?", metavar="STORE", help="folder or URL (default: ./dump/data)")
+    add_route_option(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     parser.add_argument("--plain", action="store_true", help="no colours, no frames")
     parser.set_defaults(command=_check)
@@ -75,7 +76,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _check(options: argparse.Namespace) -> int:
     async def read() -> Verdict:
-        async with reading(options.store) as store:
+        async with reading(options.store, options.route) as store:
             return await examine(store)
 
     verdict = asyncio.run(read())

@@ -9,7 +9,7 @@ import msgspec
 
 from ..contract import Guarantees, How, Survives
 from .exits import LOSS, OK
-from .opening import reading
+from .opening import add_route_option, reading
 from .tables import print_json, print_table
 
 _SURVIVES = {
@@ -41,6 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "Exit code 1 when that is less than a power cut, 2 when a setting voids the promise.",
     )
     parser.add_argument("store", nargs="?", metavar="STORE", help="folder or URL (default: ./dump/data)")
+    add_route_option(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     parser.add_argument("--plain", action="store_true", help="no colours, no frames")
     parser.set_defaults(command=_doctor)
@@ -48,7 +49,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _doctor(options: argparse.Namespace) -> int:
     async def ask() -> Guarantees:
-        async with reading(options.store) as store:
+        async with reading(options.store, options.route) as store:
             return store.guarantees
 
     promise = asyncio.run(ask())

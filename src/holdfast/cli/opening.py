@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,6 +15,35 @@ from ..store import Store
 from ..urls import open_backend, parse_store
 
 DEFAULT_STORE = "./dump/data"
+
+
+def add_route_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--route`` to a command that opens a store."""
+    parser.add_argument(
+        "--route",
+        action="append",
+        default=[],
+        metavar="DOMAIN=STORE",
+        help="keep this domain (signal, schedule, risk, partial, ledger) in another store; repeatable",
+    )
+
+
+def routes_of(given: Sequence[str]) -> dict[str, Backend]:
+    """Return the backend of each domain that ``--route`` names, not open yet.
+
+    Raises:
+        InvalidInputError: One cannot be read, or a domain is named twice.
+    """
+    routes: dict[str, Backend] = {}
+    opened: dict[str, Backend] = {}  # two domains in one store share its connection, and its lock
+    for text in given:
+        domain, equals, where = text.partition("=")
+        if not (domain and equals and where):
+            raise InvalidInputError(f"--route {domain!r:.60}: write DOMAIN=STORE, such as partial=sqlite:levels.db")
+        if domain in routes:
+            raise InvalidInputError(f"--route names the domain {domain!r:.60} twice: once is enough")
+        routes[domain] = opened[where] = opened.get(where) or open_backend(where)
+    return routes
 
 
 def require_store(where: str) -> None:
@@ -52,7 +82,7 @@ async def require_no_bot(backend: Backend) -> None:
 
 
 @asynccontextmanager
-async def reading(where: str | None) -> AsyncIterator[Store]:
+async def reading(where: str | None, routes: Sequence[str] = ()) -> AsyncIterator[Store]:
     """Open a store read-only: no lock is taken and nothing is changed, so it works beside a running bot.
 
     Raises:
@@ -62,7 +92,7 @@ async def reading(where: str | None) -> AsyncIterator[Store]:
     if not where:
         raise InvalidInputError("the store's name is empty: name the folder that the bot writes to")
     require_store(where)
-    store = Store(open_backend(where), require=Survives.NOTHING)
+    store = Store(open_backend(where), routes=routes_of(routes), require=Survives.NOTHING)
     await store.open(read_only=True)
     try:
         yield store

@@ -26,7 +26,7 @@ from ..store import Store
 from ..urls import open_backend, parse_store
 from .exits import OK, UNAVAILABLE, exit_code
 from .loading import load_bot
-from .opening import reading
+from .opening import add_route_option, reading, routes_of
 from .plan import DEFAULT_SPEED, Plan, make_plan
 from .screen import Board, Line, LiveScreen, PlainScreen, describe
 from .tables import fancy, moment
@@ -47,6 +47,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--strategy", action="append", default=[], metavar="NAME", help="run only this one; repeatable")
     parser.add_argument("--exchange", metavar="NAME", help="which exchange, where the file adds several")
     parser.add_argument("--store", metavar="PATH|URL", help="where state is kept (default: ./dump/data)")
+    add_route_option(parser)
     parser.add_argument(
         "--market",
         metavar="MARKET",
@@ -228,7 +229,8 @@ class _Run:
     @asynccontextmanager
     async def _open_store(self) -> AsyncIterator[Store]:
         where = self._options.store
-        if where is None and self._options.kill_at is None and self._options.witness_fd is None:
+        watched = self._options.kill_at is not None or self._options.witness_fd is not None
+        if where is None and not self._options.route and not watched:
             try:
                 yield await default_store()
             finally:
@@ -236,7 +238,8 @@ class _Run:
             return
         where = where or "./dump/data"
         require = Survives.NOTHING if parse_store(where).in_memory else Survives.PROCESS
-        store = Store(self._backend(where), routes=current_routes(), require=require)
+        routes = {**current_routes(), **routes_of(self._options.route)}
+        store = Store(self._backend(where), routes=routes, require=require)
         await store.open()
         use_store(store)  # what the user's file reads and writes through the adapters lies there too
         try:

@@ -25,7 +25,7 @@ from ..rows import (
 )
 from ..store import Store
 from .exits import OK
-from .opening import reading
+from .opening import add_route_option, reading
 from .tables import moment, number, percent, print_json, print_table
 
 _DOMAINS = ("session", "signal", "schedule", "partial", "risk", "outbox", "ledger", "outage", "owner", "quarantine")
@@ -190,6 +190,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Show what is stored. Reads only, so it works beside a running bot.",
     )
     parser.add_argument("store", nargs="?", metavar="STORE", help="folder or URL (default: ./dump/data)")
+    add_route_option(parser)
     parser.add_argument("--trades", type=int, default=10, metavar="N", help="how many trades to show (default: 10)")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of tables")
     parser.add_argument("--plain", action="store_true", help="no colours, no frames")
@@ -201,7 +202,7 @@ def _show(options: argparse.Namespace) -> int:
         raise InvalidInputError(f"--trades is {options.trades}: at least 0 is needed")
 
     async def read() -> Picture:
-        async with reading(options.store) as store:
+        async with reading(options.store, options.route) as store:
             return await Picture.of(store)
 
     picture = asyncio.run(read())
