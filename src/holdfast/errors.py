@@ -92,6 +92,10 @@ class FencedError(HoldfastError):
     """Another owner has taken over this context. Stop trading it."""
 
 
+class UndecidedError(HoldfastError):
+    """Missed candles decide about a position, and its strategy wants to be asked. Decide, as the message says; start again."""
+
+
 class UnsafeSettingError(HoldfastError):
     """The medium is set up so that the promise would be void. Change the setting that is named."""
 

@@ -150,6 +150,18 @@ class Outbox:
         """The commit that should have deleted ``keys`` did not happen."""
         self._delivered = keys + self._delivered
 
+    async def record_trades(self) -> None:
+        """Write the trades of events that nobody was told of yet; telling them later writes nothing twice.
+
+        Raises:
+            UnavailableError: The ledger cannot be written now; call again later.
+
+        Crash: Some are written; the rest when they are told.
+        """
+        for event in self._waiting:
+            if event.kind == "closed":
+                await self._record(event)
+
     async def _record(self, event: Event) -> None:
         trade, key = trade_of(event), ledger_key(self.context, event.signal.id)
         try:

@@ -45,7 +45,7 @@ from ..spans import roll_forward
 from ..store import Loaded, Store, Writer
 from .lanes import Sleep, commit_surely
 from .ownership import Claim, own, refuse_newer
-from .reconcile import Found, Repair, nameless_slot, reconcile
+from .reconcile import Found, Plan, Repair, nameless_slot, reconcile
 
 _log = logging.getLogger("holdfast")
 
@@ -92,6 +92,27 @@ def stopped_reasons(store: Store, context: Context) -> tuple[str, ...]:
     return tuple(
         reason for key, reason in store.damaged.items() if key.entity_name == name and key.domain in _STOPPING_DOMAINS
     )
+
+
+class Looked(NamedTuple):
+    """What is stored of a context, and what recovery would make of it."""
+
+    found: Found
+    versions: Mapping[Key, int]
+    plan: Plan
+    outage_to_ms: int
+
+
+async def look(
+    store: Store, context: Context, risk_names: tuple[str, ...], *, now_ms: int, lifetime_ms: int
+) -> Looked:
+    """Load and check one context as recovery does, and work out what reconciling would write; owns and writes nothing.
+
+    On a store that was opened for writing, a row that contradicts its key is moved to quarantine.
+    """
+    found, versions = await _load(store, context, risk_names, now_ms=now_ms, lifetime_ms=lifetime_ms)
+    plan = reconcile(context, found, risk_names)
+    return Looked(found, versions, plan, await _newest_outage_ms(store, context))
 
 
 async def recover(
@@ -184,6 +205,10 @@ async def _load(
     refuse_newer(store, damaged)
     for domain, key in keys.items():
         if key in found and (reason := _contradiction(domain, found[key].row, context)):
+            if store.read_only:
+                store.damaged[key] = f"{key}: {reason}"
+                del found[key]
+                continue
             try:
                 await store.quarantine(key, reason)
             except NotFoundError:

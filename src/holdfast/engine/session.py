@@ -29,7 +29,7 @@ from ..contract import Key
 from ..domains import context_key, guard_key
 from ..errors import FailedError, FencedError, HoldfastError, UnavailableError
 from ..names import Context
-from ..rows import Event, Guard, Owner, Row, Signal
+from ..rows import CloseReason, Event, Guard, Owner, Row, Signal
 from ..rules.candles import MINUTE_MS, Candle, Window
 from ..rules.params import Params
 from ..rules.risk import RiskProfile
@@ -51,8 +51,9 @@ from .listeners import Failure, Listeners, Tick
 from .news import tell_restored, tick_of
 from .outbox import CAP_ROWS, Outbox
 from .ownership import Claim, OnConflict
+from .plan import ended
 from .reconcile import session_row
-from .recovery import RecoveryReport, recover, stopped_reasons
+from .recovery import RecoveryReport, look, recover, stopped_reasons
 from .registry import ExchangeSpec, StrategySpec
 from .settle import Settler
 from .tenure import GuardMovedError, Tenure
@@ -171,6 +172,21 @@ class Session:
         self._restored = found.state.signal or found.state.scheduled
         return found.report
 
+    async def look(self) -> tuple[str, ...]:
+        """Load what is stored without owning it, to plan on; nothing can be committed afterwards.
+
+        Returns:
+            What is in quarantine, and why.
+        """
+        found = await look(
+            self.store, self.context, self.spec.risk_names, now_ms=self._clock(),
+            lifetime_ms=self.spec.params.max_signal_lifetime_minutes * MINUTE_MS,
+        )  # fmt: skip
+        self.state, self._held = found.plan.state, found.plan.risk_names
+        reasons = stopped_reasons(self.store, self.context)
+        self._stopped, self._outage_to_ms = bool(reasons), found.outage_to_ms
+        return reasons
+
     async def begin(self, candle_ms: int) -> None:
         """Put on record that the context runs for the first time, from the candle that opens at ``candle_ms``.
 
@@ -241,9 +257,7 @@ class Session:
         """Decide whether the candle may begin something, and note it where it may not."""
         if self._stopped:
             self._stopped = bool(stopped_reasons(self.store, self.context))
-        # On record as an outage it stays one, though it may still be the newest candle when the next run begins.
-        entries = entries and candle[0] > self._outage_to_ms
-        if entries and not (self._stopping or self._stopped or self.outbox.crowded):
+        if entries and self.may_enter(candle[0]):
             self.outages.allow()
             self._plain = True
             return True
@@ -251,6 +265,11 @@ class Session:
             self.outages.forbid(candle[0])
         self._plain = False
         return False
+
+    def may_enter(self, candle_ms: int) -> bool:
+        """Whether something may begin on the candle, as far as the session knows."""
+        # On record as an outage it stays one, though it may still be the newest candle when the next run begins.
+        return candle_ms > self._outage_to_ms and not (self._stopping or self._stopped or self.outbox.crowded)
 
     def forbid(self, from_ms: int, to_ms: int) -> None:
         """Note that nothing may begin on the candles from one open time to another, which will not be stepped."""
@@ -317,6 +336,42 @@ class Session:
         if transition is not None:
             await self._commit(transition, {})
         return transition
+
+    async def end_signal(self, reason: CloseReason) -> Transition | None:
+        """Close what is open at the newest price, or cancel what waits, because somebody decided so; None: neither.
+
+        Raises:
+            UnavailableError: Not now; nothing was changed.
+
+        Crash: It is ended or not; whoever decided finds out at the next start.
+        """
+        if self._broken is not None:
+            raise self._broken
+        candles = self.window.candles
+        transition = ended(self.state, self.spec, candles[-1], self.window.price(), reason) if candles else None
+        if transition is not None:
+            await self._commit(transition, {})
+        return transition
+
+    async def note(self, rows: dict[Key, Row | None]) -> None:
+        """Commit rows that belong to no transition, such as a recovery plan, under the owner row.
+
+        Raises:
+            FencedError, FailedError: As :meth:`step`.
+            UnavailableError: Not now; nothing was changed.
+        """
+        if self._broken is not None:
+            raise self._broken
+        await self._send(rows, {})
+
+    @property
+    def decider(self) -> Decider:
+        """Settles what the rules cannot know."""
+        return self._decider
+
+    def remember_replies(self, replies: Mapping[tuple[str, int], str]) -> None:
+        """Take what was said before of candles that held both stop and target, so that nobody is asked again."""
+        self._settler.replies.update(replies)
 
     def tick(self) -> Tick:
         """Return the news of a candle that changed nothing."""

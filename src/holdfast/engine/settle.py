@@ -51,6 +51,8 @@ class Settler:
         self.listeners, self._sleep = listeners, sleep
         self.failed_ms = 0
         """Close time of the last candle at which the strategy raised or took too long."""
+        self.replies: dict[tuple[str, int], str] = {}
+        """What was said of a candle that held both: it is asked about once, for a plan and for what is done by it."""
 
     async def settle(self, question: Question, positions: Callable[[str], Iterable[RiskPosition]]) -> Settled:
         """Ask until there is a transition, or nothing.
@@ -159,7 +161,13 @@ class Settler:
         return None, tuple(allowed)
 
     async def first_hit(self, question: AskBothHit) -> str:
-        """Ask ``on_both_hit``; a strategy that cannot say is taken to have been stopped out."""
+        """Ask ``on_both_hit``, once about one candle; a strategy that cannot say is taken to have been stopped out."""
+        asked = (question.signal.id, question.candle[0])
+        if asked not in self.replies:
+            self.replies[asked] = await self._ask_first_hit(question)
+        return self.replies[asked]
+
+    async def _ask_first_hit(self, question: AskBothHit) -> str:
         callback = self.strategy.callbacks.on_both_hit
         try:
             if callback is None:
