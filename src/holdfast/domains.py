@@ -25,6 +25,7 @@ from .contract import MAX_PAYLOAD_BYTES, Key
 from .errors import CorruptedError, InvalidInputError, LockedError, NewerFormatError
 from .names import Context, entity_name, quote
 from .rows import (
+    Account,
     Audit,
     Decision,
     Entity,
@@ -32,6 +33,7 @@ from .rows import (
     GapPlan,
     Guard,
     Intent,
+    Order,
     Outage,
     Owner,
     PartialLevels,
@@ -69,6 +71,8 @@ DOMAINS: dict[str, Domain] = {
         Domain("owner", Owner),
         Domain("worker", Worker),
         Domain("outage", Outage),
+        Domain("order", Order),
+        Domain("account", Account),
         Domain("outbox", Event),
         Domain("ledger", Trade),
         Domain("plan", GapPlan),
@@ -119,6 +123,16 @@ def ledger_key(context: Context, signal_id: str) -> Key:
     """Return the key of a closed trade."""
     name = entity_name(context.symbol, context.strategy_name, context.exchange_name)
     return Key("ledger", name, quote(signal_id, keep_underscore=True))
+
+
+def order_key(context: Context, client_order_id: str) -> Key:
+    """Return the key of an order."""
+    return Key("order", entity_name(context.symbol, context.strategy_name, context.exchange_name), client_order_id)
+
+
+def account_key(fingerprint: str) -> Key:
+    """Return the key of a venue account's record."""
+    return Key("account", quote(fingerprint, keep_underscore=True), "account")
 
 
 def worker_key(holder: str) -> Key:
@@ -237,7 +251,15 @@ def _require_event(row: Event) -> None:
     require_plain([row.price_close, row.pnl_percent, *_CODECS["signal"].floats(row.signal)], "event")
 
 
-_REQUIRE_STORABLE: dict[type[Row], Callable[[Any], None]] = {Entity: _require_entity, Event: _require_event}
+def _require_order(row: Order) -> None:
+    require_plain([row.price, row.reference_price, row.average_price], "order")
+
+
+_REQUIRE_STORABLE: dict[type[Row], Callable[[Any], None]] = {
+    Entity: _require_entity,
+    Event: _require_event,
+    Order: _require_order,
+}
 
 
 def _require_audit(row: Audit) -> None:

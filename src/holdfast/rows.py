@@ -304,6 +304,67 @@ class Span(Row, frozen=True, kw_only=True):
     """The op of the commit, ``writer#n``."""
 
 
+OrderAction = Literal["open", "close", "reduce"]
+OrderState = Literal[
+    "intended", "sent", "open", "partial", "filled", "rejected", "cancelled", "expired", "unknown"
+]  # fmt: skip
+Side = Literal["buy", "sell"]
+
+
+class Order(Row, frozen=True, kw_only=True, omit_defaults=True):
+    """One order of a context: committed before it is sent, rewritten with each answer of the venue."""
+
+    client_order_id: str
+    """Derived from context, signal, action and ``n``, so that whoever comes later asks for the same one."""
+    context: tuple[str, str, str]
+    """(exchange, symbol, strategy), unquoted."""
+    account: str = ""
+    """Fingerprint of the venue account that it was meant for."""
+    signal_id: str
+    action: OrderAction
+    n: int = 1
+    """Counts the orders of one action of one signal: a close that ended unfilled is followed by the next."""
+    side: Side
+    quantity: float
+    """In units of the base currency."""
+    price: float | None = None
+    """Limit; None takes the market's."""
+    reference_price: float | None = None
+    """The price at which it was decided."""
+    reduce_only: bool = False
+    state: OrderState
+    """``intended``: committed, and perhaps sent. ``sent``: the venue took it and said no more. ``open``, ``partial``:
+    it rests there. ``unknown``: sent, and no answer came. The others are ends; ``expired``: it never came to be."""
+    filled_quantity: float = 0.0
+    average_price: float | None = None
+    missing_quantity: float = 0.0
+    """What it was to close and the venue no longer had: a stop there, a liquidation or another hand was first."""
+    venue_id: str = ""
+    epoch: int
+    """Of the owner that committed it first."""
+    intended_at_ms: int
+    expires_at_ms: int
+    """From then on the venue is asked to refuse it."""
+    note: str = ""
+
+
+class Account(Row, frozen=True, kw_only=True, omit_defaults=True):
+    """One venue account: which scope trades it, and who may act on the whole of it."""
+
+    fingerprint: str
+    """Of the API key; the key itself is stored nowhere."""
+    exchange_name: str
+    scope: str
+    """The scope whose contexts trade it."""
+    epoch: int
+    """Raised each time somebody begins to act on the whole account."""
+    holder: str
+    """The worker that did so last, or that came first."""
+    host: str
+    pid: int
+    since_ms: int
+
+
 class Quarantined(Row, frozen=True, kw_only=True):
     """Bytes that could not be trusted, kept whole."""
 
