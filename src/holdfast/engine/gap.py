@@ -59,6 +59,11 @@ class Gap:
 
     # ------------------------------------------------------------------ for the driver
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether what is open is closed when the gap is over: nothing may begin before that."""
+        return self._reason is not None
+
     def wants_more(self, queue: Sequence[Candle], newest_ms: int | None, more: bool) -> bool:
         """Whether candles must be fetched before the first of ``queue`` may be stepped: a plan sees the whole gap."""
         if self._over or newest_ms is None or not queue:
@@ -88,7 +93,7 @@ class Gap:
         self._planned_ms = missed[-1][0]
 
     async def passed(self, candle: Candle) -> bool:
-        """Do what was decided about the end of the gap, once its last candle was stepped; tell whether that was anything.
+        """Do what was decided about the end of the gap, once its last candle was stepped; tell whether anything was.
 
         Raises:
             UnavailableError: Not now; it is tried again after the next candle.
@@ -108,7 +113,7 @@ class Gap:
         """
         session = self._session
         plans, decisions = await self._on_record()
-        session.remember_replies(replies(plans))
+        session.remember_replies(replies(plans.values()))
         window = Window(session.spec.params.avg_price_candles_count)
         for candle in session.window.candles:
             window.push(candle)

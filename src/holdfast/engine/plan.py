@@ -12,7 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Literal, get_args
 
 import msgspec
@@ -155,7 +155,7 @@ def ended(state: State, spec: Spec, candle: Candle, price: float, reason: CloseR
 
 
 def closing(outlook: Outlook, spec: Spec, reason: CloseReason) -> Outlook:
-    """Return the outlook when what is still open at its end is closed at the newest price, and what waits is cancelled."""
+    """Return the outlook when what is still open at its end is closed at the newest price; what waits is cancelled."""
     if outlook.newest is None or outlook.price is None:
         return outlook
     transition = ended(outlook.state, spec, outlook.newest, outlook.price, reason)
@@ -202,11 +202,11 @@ def covers(row: GapPlan, outlook: Outlook, done: int) -> bool:
     return bool(said) and said == tuple(foreseen(event) for event in outlook.events)
 
 
-def replies(rows: Mapping[object, GapPlan]) -> dict[tuple[str, int], str]:
+def replies(rows: Iterable[GapPlan]) -> dict[tuple[str, int], str]:
     """Return what was answered, in recorded plans, about candles that held both: (signal id, open time) → reason."""
     return {
         (row.signal_id, one.at_ms - MINUTE_MS): one.reason
-        for row in rows.values()
+        for row in rows
         for one in row.events
         if one.both_hit and one.reason is not None
     }

@@ -16,6 +16,7 @@ from ..errors import InvalidInputError
 from ..rules.candles import INTERVALS_MS, STRATEGY_INTERVALS
 from ..rules.params import Params, get_config
 from ..rules.risk import RiskProfile, Validation
+from .plan import RECOVERY_POLICIES, RecoveryPolicy
 from .specs import (
     Callbacks,
     ExchangeSpec,
@@ -146,6 +147,7 @@ class Registry:
         risk_name: str | None = None,
         risk_list: Iterable[str] = (),
         symbols: Iterable[str] = (),
+        recovery: RecoveryPolicy = "step",
         callbacks: Callbacks | Mapping[str, Callable[..., Any]] | None = None,
         **on: Callable[..., Any] | None,
     ) -> F: ...
@@ -160,6 +162,7 @@ class Registry:
         risk_name: str | None = None,
         risk_list: Iterable[str] = (),
         symbols: Iterable[str] = (),
+        recovery: RecoveryPolicy = "step",
         callbacks: Callbacks | Mapping[str, Callable[..., Any]] | None = None,
         **on: Callable[..., Any] | None,
     ) -> Callable[[F], F]: ...
@@ -173,6 +176,7 @@ class Registry:
         risk_name: str | None = None,
         risk_list: Iterable[str] = (),
         symbols: Iterable[str] = (),
+        recovery: RecoveryPolicy = "step",
         callbacks: Callbacks | Mapping[str, Callable[..., Any]] | None = None,
         **on: Callable[..., Any] | None,
     ) -> Any:
@@ -183,6 +187,9 @@ class Registry:
             interval: 1m, 3m, 5m, 15m, 30m or 1h: asked on the first candle of each such slot.
             risk_name: One risk profile, asked first; ``risk_list`` names more. All must allow.
             symbols: What ``holdfast run`` starts it on.
+            recovery: What is done about candles that were missed while something of it was open or waiting: ``step``
+                does what the rules say; ``ask`` stops the context until an operator has decided (``holdfast
+                recover``); ``close_at_market`` does what the rules say, and closes what is still open then.
             callbacks: ``on_open``, ``on_close``, …, together; or each as an argument of its own.
 
         Returns:
@@ -191,13 +198,17 @@ class Registry:
         if get_signal is None:
             return lambda later: self.add_strategy(
                 later, strategy_name=strategy_name, interval=interval, risk_name=risk_name, risk_list=risk_list,
-                symbols=symbols, callbacks=callbacks, **on,
+                symbols=symbols, recovery=recovery, callbacks=callbacks, **on,
             )  # fmt: skip
         if not callable(get_signal):
             raise InvalidInputError(f"strategy {strategy_name!r}: get_signal must be callable, not {get_signal!r:.80}")
         if interval not in STRATEGY_INTERVALS:
             raise InvalidInputError(
                 f"strategy {strategy_name!r} has the interval {interval!r}: use one of {', '.join(STRATEGY_INTERVALS)}"
+            )
+        if recovery not in RECOVERY_POLICIES:
+            raise InvalidInputError(
+                f"strategy {strategy_name!r} has the recovery {recovery!r:.40}: use {', '.join(RECOVERY_POLICIES)}"
             )
         listed = checked_names("risk_list", risk_list)
         if len(set(listed)) != len(listed):
@@ -210,6 +221,7 @@ class Registry:
             risk_names=tuple(dict.fromkeys(names)),
             callbacks=as_callbacks(strategy_name, callbacks, on),
             symbols=checked_names("symbols", symbols),
+            recovery=recovery,
         )
         _add(self._strategies, "strategy", spec.strategy_name, spec)
         return get_signal

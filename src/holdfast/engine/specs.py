@@ -12,6 +12,7 @@ import msgspec
 from ..errors import InvalidInputError
 from ..rules.candles import INTERVALS_MS, Candle
 from ..rules.risk import Validation
+from .plan import RecoveryPolicy
 
 
 class ExchangeSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +62,8 @@ class StrategySpec(msgspec.Struct, frozen=True, kw_only=True):
     callbacks: Callbacks = Callbacks()
     symbols: tuple[str, ...] = ()
     """What ``holdfast run`` starts it on."""
+    recovery: RecoveryPolicy = "step"
+    """What is done about candles that were missed while something of it was open or waiting."""
 
     @property
     def interval_ms(self) -> int:
