@@ -130,7 +130,8 @@ async def measure(url: str, pids: Callable[[], list[int]]) -> dict[str, Any]:
     return {
         "idle_ms": round(quiet, 2), "loaded_ms": round(busy, 2), "more_ms": round(busy - quiet, 2),
         "limit_ms": LIMIT_MS, "ticks": len(loaded), "commits": len(load.waits),
-        "commit_ms": round(statistics.median(load.waits) * 1e3, 1), "longest_ms": round(max(loaded) * 1e3, 2),
+        "commit_ms": round(statistics.median(load.waits) * 1e3, 1),
+        "longest_commit_ms": round(max(load.waits) * 1e3, 1), "longest_ms": round(max(loaded) * 1e3, 2),
         "met": busy - quiet <= LIMIT_MS,
     }  # fmt: skip
 
@@ -188,7 +189,8 @@ def main() -> int:
             print(f"{name}: not measured: {found['not_measured']}")
         else:
             print(
-                f"{name:9} p99.9 gap of the loop, flushes of 200 ms (a commit takes {found['commit_ms']:.0f} ms): "
+                f"{name:9} p99.9 gap of the loop, flushes of 200 ms "
+                f"(commits took up to {found['longest_commit_ms']:.0f} ms): "
                 f"{found['loaded_ms']:.1f} ms, "
                 f"idle {found['idle_ms']:.1f} ms: {found['more_ms']:+.1f} ms (at most +{LIMIT_MS:.0f})"
                 f"{'' if found['met'] else '   MISSED'}"

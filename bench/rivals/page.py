@@ -166,8 +166,8 @@ def draw(results: list[Result]) -> str:
         f"<rect width='{_WIDTH}' height='{bottom + 58}' fill='#ffffff'/>",
         "<text x='16' y='26' font-size='16' font-weight='600' fill='#1b1f24'>"
         "Acknowledged writes a second of a 600-byte row</text>",
-        "<text x='16' y='46' fill='#57606a'>○ one after another   ● 64 at once   "
-        "dashed: nothing is flushed before the acknowledgement</text>",
+        "<text x='16' y='46' fill='#57606a'>○ one after another · ● 64 at once · "
+        "* acknowledges before anything is flushed</text>",
     ]
     for power in range(low, high + 1):
         at = x(10**power)
@@ -180,7 +180,7 @@ def draw(results: list[Result]) -> str:
         weight = " font-weight='600'" if result.entry.kind == "holdfast" else ""
         parts += [
             f"<text x='{_LEFT - 14}' y='{y + 4.5:.1f}' text-anchor='end' fill='#1b1f24'{weight}>"
-            f"{escape(result.entry.label)}</text>",
+            f"{escape(result.entry.label)}{' *' if result.flushes_nothing else ''}</text>",
             f"<line x1='{one:.1f}' x2='{many:.1f}' y1='{y:.1f}' y2='{y:.1f}' stroke='{colour}' "
             f"stroke-width='2'{dashes}/>",
             f"<circle cx='{one:.1f}' cy='{y:.1f}' r='5' fill='#ffffff' stroke='{colour}' stroke-width='2'/>",
