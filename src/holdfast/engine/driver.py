@@ -20,6 +20,7 @@ from ..rules.candles import MAX_FETCH_CANDLES, MINUTE_MS, Candle, CandleError, f
 from ..rules.params import Params
 from ..rules.risk import RiskProfile
 from ..store import Store
+from .gap import Gap
 from .lanes import Sleep
 from .listeners import Failure, Listeners, Performance
 from .ownership import OnConflict
@@ -86,6 +87,8 @@ class Driver:
         self._more = False
         """The last fetch ended before the newest candle: there may be more."""
         self._pause_seconds = _FIRST_PAUSE_SECONDS
+        self._gap: Gap | None = None
+        """What is planned about the candles that were missed; None before it has recovered."""
         self._refusals = 0
         """How often in a row the exchange gave candles that cannot be true."""
 
@@ -111,15 +114,7 @@ class Driver:
             stack.callback(self.turn.leave)
             stack.push_async_callback(self._leave_market)
             store = self._store if self._store is not None else await stack.enter_async_context(lent_store())
-            sign = sign_of_life(
-                store, holder=self._holder, lease_seconds=self._lease_seconds, sleep=self._sleep, clock=self._clock
-            )
-            session = self.session = Session(
-                self.context, self._strategy, self._exchange, store, listeners=self._listeners, params=self._params,
-                risk_profiles=self._profiles, holder=self._holder, clock=self._clock, sleep=self._sleep,
-                sign=sign, on_conflict=self._on_conflict,
-            )  # fmt: skip
-            session.stopping = self._stop.is_set()
+            session = self.new_session(store)
             stack.push_async_callback(session.close)
             if self._on_conflict == "wait":
                 self.turn.stand_aside()  # the others must not wait for one that has nothing to decide yet
@@ -145,11 +140,25 @@ class Driver:
                 if not await self._advance(session):
                     return
 
+    def new_session(self, store: Store) -> Session:
+        """Return a session on an open store; whoever asks recovers and closes it."""
+        sign = sign_of_life(
+            store, holder=self._holder, lease_seconds=self._lease_seconds, sleep=self._sleep, clock=self._clock
+        )
+        session = self.session = Session(
+            self.context, self._strategy, self._exchange, store, listeners=self._listeners, params=self._params,
+            risk_profiles=self._profiles, holder=self._holder, clock=self._clock, sleep=self._sleep,
+            sign=sign, on_conflict=self._on_conflict,
+        )  # fmt: skip
+        session.stopping = self._stop.is_set()
+        return session
+
     async def _recover(self, session: Session) -> None:
         """Recover, however long the store takes to answer."""
         while True:
             try:
                 await session.recover()
+                self._gap = Gap(session, self._strategy.recovery, clock=self._clock)
                 self._queue.clear()
                 self._newest_ms = self._next_ms = None
                 self._more = False
@@ -179,19 +188,24 @@ class Driver:
 
     async def _advance(self, session: Session) -> bool:
         """Step the next candle, or wait for one; False when the market has ended."""
-        if not self._queue:
+        gap = self._gap
+        if not self._queue or (gap is not None and gap.wants_more(self._queue, self._newest_ms, self._more)):
             return await self._fetch_next(session)
         if session.is_released:
             await self._recover(session)
             return True
+        if gap is not None and not await self._planned(gap):
+            return True
         candle = self._queue.popleft()
-        newest = not self._queue and not self._more and candle[0] >= (self._newest_ms or 0) - _FRESH_MS
+        newest = not self._queue and self._is_fresh(candle) and not (gap is not None and gap.is_closing)
         began = time.perf_counter()
         await session.tell_restored()
         if not self.turn.free(candle[0]):
             await self.turn.wait(candle[0])
         changed = session.step(candle, entries=newest)
         quiet = changed is None or await changed is None
+        if gap is not None and not gap.is_over:
+            quiet = not await self._passed(gap, candle) and quiet
         self.turn.done(candle[0])
         if newest:
             if session.outages and not session.stopping:
@@ -205,6 +219,43 @@ class Driver:
                     "performance", Performance(context=self.context, mode="live", metric="tick", seconds=seconds)
                 )
         return True
+
+    def _is_fresh(self, candle: Candle) -> bool:
+        """Whether a candle that is the last one at hand may begin something."""
+        return not self._more and candle[0] >= (self._newest_ms or 0) - _FRESH_MS
+
+    async def _planned(self, gap: Gap) -> bool:
+        """Have what was missed planned and decided about before it is stepped; False when that must wait."""
+        last = self._queue[-1]
+        may_enter = self._is_fresh(last) and self.session is not None and self.session.may_enter(last[0])
+        try:
+            await gap.plan(self._queue, last[0] if may_enter else None)
+        except UnavailableError as error:
+            await self._report("store", error)
+            await self._pause()
+            return False
+        return True
+
+    async def _passed(self, gap: Gap, candle: Candle) -> bool:
+        try:
+            return await gap.passed(candle)
+        except UnavailableError as error:
+            await self._report("store", error)  # the next candle tries again
+            return False
+
+    async def fetch_missed(self, session: Session) -> list[Candle]:
+        """Return every closed candle since the session's last decision; those before go into its window.
+
+        Raises:
+            UnavailableError: The exchange gives none that can be trusted.
+        """
+        self._queue.clear()
+        self._newest_ms, self._next_ms = await self._closed(session), None
+        if self._newest_ms is not None:
+            await self._fetch(session)
+            while self._more:
+                await self._fetch(session)
+        return list(self._queue)
 
     async def _fetch_next(self, session: Session) -> bool:
         try:

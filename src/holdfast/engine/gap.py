@@ -72,6 +72,11 @@ class Gap:
             self._to_ms = newest_ms
         return more and self._planned_ms < queue[0][0] <= self._to_ms and len(queue) < MAX_AT_ONCE
 
+    @property
+    def is_over(self) -> bool:
+        """Whether everything that was missed has been decided."""
+        return self._over
+
     async def plan(self, queue: Sequence[Candle], entries_from_ms: int | None) -> None:
         """Plan for the candles that are about to be stepped, as far as they were missed, and put it on record.
 
