@@ -187,21 +187,65 @@ async def test_whoever_stops_while_it_waits_owns_nothing(two: tuple[Process, Pro
     await held.close()
 
 
-async def test_a_takeover_waits_for_nobody_and_the_old_owner_stops_within_a_beat_though_it_has_nothing_to_commit(
+async def test_a_takeover_fences_at_once_and_goes_on_when_the_old_owner_has_noticed_though_it_had_nothing_to_commit(
     two: tuple[Process, Process, Time],
 ) -> None:
     first, second, time = two
     idle = await first.session()
-    session = await second.session("takeover")
+    began = time.now
+    taking = asyncio.ensure_future(second.session("takeover"))
+    await time.pass_by(LEASE_SECONDS / 10)
     assert (await owner_of(second.store)).epoch == 2
+    assert not taking.done(), "the old owner may still serve rows from memory, or send to a venue"
     assert not idle.fenced.is_set()
-    await time.pass_by(LEASE_SECONDS / 4)
+    await time.pass_by(LEASE_SECONDS / 5)
     assert idle.fenced.is_set()
+    await finished(taking, time, within=LEASE_SECONDS)
+    assert time.now - began < 0.75 * LEASE_SECONDS, "it noticed long before its lease was over"
+    session = await taking
     with pytest.raises(FencedError, match="epoch 2"):
         await stepped(idle, candle(0, 43000))
     await idle.close()
     assert (await owner_of(second.store)).holder == "second", "a fenced session lets go of nothing"
     assert not (await owner_of(second.store)).released
+    await session.close()
+
+
+async def test_a_takeover_outlasts_the_lease_of_a_paused_owner_which_gives_it_up_by_itself_before(
+    two: tuple[Process, Process, Time],
+) -> None:
+    first, second, time = two
+    paused = await first.session()
+    await first.die()  # no further beat, and no word that it is gone
+    began = time.now
+    taking = asyncio.ensure_future(second.session("takeover"))
+    while first.sign.is_held:
+        assert not taking.done()
+        await time.pass_by(0.5)
+    await finished(taking, time, within=LEASE_SECONDS)
+    session = await taking
+    assert time.now - began <= 1.1 * LEASE_SECONDS
+    await session.close()
+    await paused.close()
+
+
+async def test_a_sign_of_life_counts_only_when_the_owner_rows_were_looked_at_after_it(
+    two: tuple[Process, Process, Time], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _, time = two
+    session = await first.session()
+
+    async def unreachable(*keys: Key) -> Any:
+        raise UnavailableError("unreachable: try again")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(first.store, "salvage", unreachable)
+        await time.pass_by(0.8 * LEASE_SECONDS)
+        beats = await first.store.home.backend.read("main.beats", [worker_key("first")])
+        assert beats[worker_key("first")].version > 1, "others see that it lives"
+        assert not first.sign.is_held, "but it may have been replaced, so nothing irrevocable is done"
+    await time.pass_by(LEASE_SECONDS / 4)
+    assert first.sign.is_held
     await session.close()
 
 
@@ -262,16 +306,17 @@ async def test_the_holder_gives_up_its_lease_earlier_than_others_may_take_it(
 async def test_a_run_ends_with_the_error_that_names_the_new_owner_while_it_waits_for_a_candle(
     two: tuple[Process, Process, Time],
 ) -> None:
-    first, second, _ = two
+    first, second, time = two
     market = FakeMarket({"BTCUSDT": flat(43000, -10, 0)}, hold=True)
     bot = Bot(market)
     run = bot.run(first.store, lease_seconds=0.5)
     watching = asyncio.ensure_future(anext(run))
     await until(lambda: run._entry.driver.session is not None and run._entry.driver.session.owner is not None)
-    session = await second.session("takeover")
+    taking = asyncio.ensure_future(second.session("takeover"))
     with pytest.raises(FencedError, match="stop trading it"):
         await asyncio.wait_for(watching, 10)
-    await session.close()
+    await finished(taking, time, within=LEASE_SECONDS)
+    await (await taking).close()
 
 
 async def test_a_lease_is_bounded_and_the_same_for_all_runs_on_a_store(two: tuple[Process, Process, Time]) -> None:

@@ -158,7 +158,8 @@ class Live:
             registry, listeners: Default: the process's own.
             on_conflict: Where another live process owns the context on a shared store: ``refuse`` raises
                 ``HeldError``, ``wait`` takes over within the lease when that process dies or lets go, ``takeover``
-                does so at once: the other's next write is refused. A file or memory store belongs to one process.
+                does so at once: the other's next write is refused, and the run goes on when that one has noticed, or
+                its lease is over. A file or memory store belongs to one process.
             lease_seconds: After so long without a sign of life a process may be replaced; the same for all runs on
                 one store, and at least four times the longest call of the store.
             clock: Tells the time in epoch milliseconds.

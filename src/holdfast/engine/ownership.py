@@ -46,7 +46,9 @@ async def own(
     """Take the context over: the owner row's epoch is raised by compare-and-set, which fences whoever had it.
 
     A live owner is respected: with ``refuse`` it is watched until it has shown that it lives, or for one lease;
-    with ``wait`` until it is gone. ``takeover`` asks nobody.
+    with ``wait`` until it is gone. ``takeover`` asks nobody: from its commit on the old owner can write nothing. But what
+    that one does under its lease alone (serve rows from memory, send to a venue) ends when it has noticed, so this
+    returns then, at the latest when its lease is over.
 
     Raises:
         HeldError: Another process owns it and lives, or the wait was given up; the message names it.
@@ -76,6 +78,8 @@ async def own(
             continue
         if old is not None and old.row.holder != holder and not old.row.released:
             _log.warning("%s: taken over from %s, epoch %d", context, describe(old.row), row.epoch)
+            if claim.watch is not None and claim.on_conflict == "takeover":
+                await _outlast(claim.watch, old.row.holder, sleep)
         return Loaded(row, version)
     raise UnavailableError(f"{context}: others keep taking it over: run it once only", key=key)
 
@@ -96,6 +100,24 @@ async def _must_wait(context: Context, owner: Owner, holder: str, claim: Claim, 
         )
     await sleep(min(row.lease_seconds / _LOOKS_PER_LEASE, _LONGEST_LOOK_SECONDS))
     return True
+
+
+async def _outlast(watch: Watch, holder: str, sleep: Sleep) -> None:
+    """Wait until a worker must have seen that one of its contexts was taken, or its lease is over."""
+    began, beat, looks = watch.boot_clock(), -1, -1
+    while True:
+        try:
+            life, row = (await watch.look(holder))[holder]
+        except UnavailableError:
+            await sleep(_LONGEST_LOOK_SECONDS)  # it has to last through that too
+            continue
+        if life is Life.DEAD or row is None or watch.boot_clock() - began >= row.lease_seconds:
+            return
+        if row.beat != beat:
+            beat, looks = row.beat, looks + 1
+        if looks >= 2:  # the first may have been under way; the second began after the takeover
+            return
+        await sleep(min(row.lease_seconds / _LOOKS_PER_LEASE, _LONGEST_LOOK_SECONDS))
 
 
 def refuse_newer(store: Store, damaged: dict[Key, str]) -> None:

@@ -114,7 +114,7 @@ class Session:
         self.window = Window(params.avg_price_candles_count)
         self.outbox = Outbox(context, strategy.callbacks, listeners, store, cap_rows=cap_rows, sleep=sleep)
         self.outages = Outages(context)
-        self._stopping = False
+        self._stopping = self._letting_go = False
         self._plain = False
         """Nothing stands in the way of an entry: the one thing that a candle which changes nothing has to look at."""
         self._listeners, self._holder = listeners, holder
@@ -163,7 +163,7 @@ class Session:
         self._tenure = Tenure(self.store, self._writer, self.context, found.owner, found.session, sleep=self._sleep)
         self._stopped = bool(found.report.stopped)
         self._ignored_version, self._outage_to_ms = found.ignored_version, found.outage_to_ms
-        self._broken, self._plain = None, False
+        self._broken, self._plain, self._letting_go = None, False, False
         self._behind.clear()
         self.window = Window(self.spec.params.avg_price_candles_count)
         self.outages = Outages(self.context)
@@ -287,8 +287,9 @@ class Session:
 
     @property
     def owner(self) -> Owner | None:
-        """The owner row under which it commits; None before it owns, and once it cannot go on."""
-        return None if self._tenure is None or self._broken is not None else self._tenure.owner
+        """The owner row under which it commits; None before it owns, and once it lets go or cannot go on."""
+        over = self._tenure is None or self._broken is not None or self._letting_go
+        return None if over or self._tenure is None else self._tenure.owner
 
     def fence(self, error: FencedError) -> None:
         """Stop at once: the context is somebody else's."""
@@ -518,6 +519,7 @@ class Session:
         if self._sign is None:
             return
         if self._broken is None and self._tenure is not None:
+            self._letting_go = True  # from now on others may have it at any moment
             try:
                 async with self._tenure.turn:
                     await self._tenure.release()

@@ -8,7 +8,8 @@ refused. So the lease decides only when to take over; that two never write is de
 Invariants:
 
 * Time is ``CLOCK_BOOTTIME``, which goes on while the machine sleeps.
-* A worker counts its own lease as over ``MARGIN`` before others may.
+* A worker counts its own lease as over ``MARGIN`` before others may; and a sign of life counts only once it has looked
+  at its owner rows after that, so that whoever replaces a living worker need not wait longer than for its lease.
 * A failed look starts the watching anew: an outage of the store is not taken for the death of a worker.
 """
 
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -34,6 +35,7 @@ from ..names import Context
 from ..rows import Owner, Row, Worker
 from ..store import Loaded, Store
 from .lanes import Sleep
+from .leases import Leases, Owning, offer
 
 _log = logging.getLogger("holdfast")
 
@@ -86,7 +88,7 @@ class Watch:
     """
 
     def __init__(self, store: Store, *, boot_clock: Callable[[], float] = boot_seconds) -> None:
-        self._store, self._boot_clock = store, boot_clock
+        self._store, self.boot_clock = store, boot_clock
         self._machine = machine()
         self._seen: dict[str, tuple[int, float]] = {}
         """For each holder: the version of its row, and since when that has been seen."""
@@ -97,7 +99,7 @@ class Watch:
         Raises:
             UnavailableError: The store cannot be read now; the watching begins anew.
         """
-        before = self._boot_clock()  # a row that is read was there no earlier than this
+        before = self.boot_clock()  # a row that is read was there no earlier than this
         try:
             found, _ = await self._store.salvage(*(worker_key(holder) for holder in holders))
         except BaseException:
@@ -114,23 +116,9 @@ class Watch:
             return Life.DEAD, row
         version, since = self._seen.get(holder, (0, 0.0))
         if version != loaded.version:
-            self._seen[holder] = (loaded.version, self._boot_clock())
+            self._seen[holder] = (loaded.version, self.boot_clock())
             return (Life.ALIVE if version else Life.UNKNOWN), row
         return (Life.DEAD if before - since >= row.lease_seconds else Life.UNKNOWN), row
-
-
-class Owning(Protocol):
-    """A session, as its worker knows it."""
-
-    @property
-    def context(self) -> Context: ...
-
-    @property
-    def owner(self) -> Owner | None:
-        """The owner row under which it commits; None before it owns and after its end."""
-
-    def fence(self, error: FencedError) -> None:
-        """Somebody else has taken the context over."""
 
 
 class SignOfLife:
@@ -148,11 +136,14 @@ class SignOfLife:
         self._store, self._sleep, self._clock, self._boot_clock = store, sleep, clock, boot_clock
         self._writer = store.writer(f"worker-{holder}")
         self._sessions: list[Owning] = []
+        self.fleet, self.leaving = "", False
+        """What the worker row says of a fleet; see :mod:`holdfast.engine.fleet`."""
+        self.leases = Leases(store.scope, self)
         self._task: asyncio.Task[None] | None = None
-        self._starting = asyncio.Lock()
-        self._beat = 0
+        self._starting, self._renewing = asyncio.Lock(), asyncio.Lock()
+        self._looks = 0
         self._sent_at = 0.0
-        """When the newest sign of life that was stored had been sent; 0: none yet."""
+        """When the newest sign of life that was stored, and followed by a look, had been sent; 0: none yet."""
 
     @property
     def is_held(self) -> bool:
@@ -170,8 +161,9 @@ class SignOfLife:
         if session not in self._sessions:
             self._sessions.append(session)
         async with self._starting:
+            self.leases.add(session)
             if self._task is None or self._task.done() or not self.is_held:
-                await self._rewrite()
+                await self.renew()
             if self._task is None or self._task.done():
                 self._task = asyncio.get_running_loop().create_task(self._go_on(), name="holdfast sign of life")
 
@@ -182,6 +174,7 @@ class SignOfLife:
         """
         if session in self._sessions:
             self._sessions.remove(session)
+            self.leases.remove(session)
         async with self._starting:
             if self._sessions or self._task is None:
                 return
@@ -194,29 +187,40 @@ class SignOfLife:
             except HoldfastError as error:
                 _log.warning("the sign of life of this process stays for %g s: %s", self.lease_seconds, error)
 
-    async def _rewrite(self) -> None:
-        before = self._boot_clock()
-        self._beat += 1
-        pid = os.getpid()
-        row = Worker(
-            holder=self.holder, beat=self._beat, lease_seconds=self.lease_seconds, host=socket.gethostname(), pid=pid,
-            machine=machine(), started=started_ticks(pid), contexts=len(self._sessions), at_ms=self._clock(),
-        )  # fmt: skip
-        await self._writer.commit({worker_key(self.holder): row})
-        self._sent_at = before
+    async def renew(self) -> None:
+        """Give a sign of life now, and look who owns the contexts of this process.
+
+        Raises:
+            UnavailableError, UnknownOutcomeError: The store cannot be used now; the lease runs on, and out.
+
+        Crash: As before the call, or with a row that nobody rewrites.
+        """
+        async with self._renewing:  # one look at a time: whoever waits for two of them must get two
+            before = self._boot_clock()
+            pid = os.getpid()
+            row = Worker(
+                holder=self.holder, beat=self._looks, lease_seconds=self.lease_seconds, host=socket.gethostname(), pid=pid,
+                machine=machine(), started=started_ticks(pid), contexts=sum(one.owner is not None for one in self._sessions),
+                fleet=self.fleet, leaving=self.leaving, at_ms=self._clock(),
+            )  # fmt: skip
+            await self._writer.commit({worker_key(self.holder): row})
+            await self._look_for_new_owners()
+            self._looks += 1
+            self._sent_at = before
 
     async def _go_on(self) -> None:
         while True:
             await self._sleep(self.lease_seconds / BEATS_PER_LEASE)
             try:
-                await self._rewrite()
-                await self._look_for_new_owners()
+                await self.renew()
             except HoldfastError as error:
                 _log.warning("no sign of life could be stored: %s", error)
 
     async def _look_for_new_owners(self) -> None:
         """A session that has nothing to commit would not notice that it was taken over."""
         owned = {context_key("owner", s.context): (s, s.owner) for s in self._sessions if s.owner is not None}
+        if not owned:
+            return
         found, damaged = await self._store.salvage(*owned)
         for key, (session, mine) in owned.items():
             if mine is not session.owner or key in damaged:
@@ -261,6 +265,7 @@ def sign_of_life(
         sign = _signs[store] = SignOfLife(
             store, holder=holder, lease_seconds=lease_seconds, sleep=sleep, clock=clock, boot_clock=boot_clock
         )
+        offer(store, sign.leases)
     return sign
 
 

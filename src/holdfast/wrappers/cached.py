@@ -97,7 +97,7 @@ class Cached(Around):
     Args:
         backend: What it wraps.
         leases: Which keys this process alone writes. Without it a store that belongs to one process is leased as
-            a whole, and of a shared one nothing is kept (``Guarantees.warnings`` says so).
+            a whole, and of a shared one nothing is kept until somebody lends leases (``Guarantees.warnings`` says so).
         most_rows: Most rows kept, absent keys included; those used longest ago go first.
         most_bytes: Most bytes kept, about.
     """
@@ -114,6 +114,7 @@ class Cached(Around):
         if most_rows < 1 or most_bytes < 1:
             raise InvalidInputError(f"most_rows is {most_rows!r:.40} and most_bytes {most_bytes!r:.40}: give 1 or more")
         self._given = leases
+        self._may_lend = False
         self._most_rows, self._most_bytes = most_rows, most_bytes
         self._life = 0
         self._leases: Leases = _NoLease()
@@ -143,6 +144,7 @@ class Cached(Around):
         found = await self.backend.open(read_only=read_only)
         self._begin()
         self._leases = _NoLease()
+        self._may_lend = False
         if read_only:
             return found  # another process may be writing
         why = ""
@@ -151,18 +153,31 @@ class Cached(Around):
         elif self._given is not None:
             self._leases = self._given
         elif found.shared:
-            why = "several processes may write it and no leases were given: pass leases=…, or leave the cache out"
+            self._may_lend = True
+            why = "several processes may write it: only a live run lends leases, on rows of its own; or pass leases=…"
         else:
             self._leases = _WholeLife()
         if not why:
             return found
         return msgspec.structs.replace(found, warnings=(*found.warnings, f"nothing is cached: {why}"))
 
+    def lend(self, leases: Leases) -> None:
+        """Tell an open cache of a shared store, which was given no leases, who knows them; others pass this by.
+
+        Args:
+            leases: Those of the newest run; the rows kept under others are forgotten.
+        """
+        if self._may_lend and leases is not self._leases:
+            self._leases = leases
+            self._rows.clear()  # and no more: a commit that is under way, or may land late, still is
+            self._size_bytes = 0
+
     async def close(self) -> None:
         """Close what is wrapped, and forget everything. Repeatable.
 
         Crash: As before the call: nothing acknowledged depends on close.
         """
+        self._may_lend = False
         self._leases = _NoLease()
         self._begin()
         await self.backend.close()
@@ -315,7 +330,7 @@ class Cached(Around):
         who = (scope, op.writer)
         known = self._unsettled.pop(who, (op.n, frozenset()))
         if len(self._unsettled) >= _MOST_UNSETTLED:
-            self._leases = _NoLease()
+            self._leases, self._may_lend = _NoLease(), False
             self._begin()
             return
         more = frozenset(places) - known[1]
