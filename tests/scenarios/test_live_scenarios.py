@@ -417,14 +417,14 @@ class Life:
 
 
 async def final_rows(world: World) -> dict[Key, Any]:
-    """Return everything that is stored but the owner row (its epoch counts recoveries) and the outages."""
+    """Return everything that is stored but what tells of recoveries: the owner row, outages, plans and decisions."""
     store = await world.boot()
     for domain in ("signal", "schedule", "partial"):  # a four-method class is asked, it cannot list
         await store.salvage(context_key(domain, CONTEXT))
     await store.scan("risk", "limit")
     rows = {key: loaded.row for key, loaded in (await store.salvage(*await store.keys()))[0].items()}
     await store.close()
-    return {key: row for key, row in rows.items() if key.domain not in ("owner", "outage", "guard")}
+    return {key: row for key, row in rows.items() if key.domain not in ("owner", "outage", "guard", "plan", "decision")}
 
 
 @pytest.mark.parametrize("classes", [False, True], ids=["home", "classes"])
