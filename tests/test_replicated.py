@@ -465,6 +465,24 @@ async def test_a_repair_that_dies_at_any_write_goes_on() -> None:
     raise AssertionError("it died in every round")
 
 
+async def test_the_filling_of_a_new_copy_goes_on_where_it_stopped() -> None:
+    copies = machines(2)
+    async with opened(copies) as store:
+        for n in range(1, 1001):
+            await store.commit("main", {Key("risk", "r", f"{n % 50}"): b"%d" % n}, {}, op=Op("w", n))
+    fresh = Machine()
+    fresh.dies_at = 300
+    with pytest.raises(UnavailableError):
+        await promote(store_over([*copies, fresh]))
+    fresh.is_up, fresh.writes, fresh.dies_at = True, 0, 0
+    await promote(store_over([*copies, fresh]))
+    async with opened([*copies, fresh]) as store:
+        await level(store)
+    assert await content(fresh) == await content(copies[0])
+    assert [scope async for scope in fresh.memory.scopes()] == ["holdfast.replicas", "main"], "not begun anew"
+    assert fresh.writes < 800
+
+
 async def test_a_copy_in_the_middle_of_a_repair_is_not_promoted_and_not_counted() -> None:
     copies = machines()
     async with opened(copies) as store:

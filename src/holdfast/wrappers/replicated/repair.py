@@ -100,6 +100,8 @@ async def bring_level(scope: str, source: Copy, target: Copy, *, generation: int
     if how is Relation.DIVERGED:
         await _set_aside(scope, target, found, source, other)
         found = await target.standing(scope)
+        if relation(found, other) is not Relation.BEHIND:
+            raise ConflictError(f"{target.name}: somebody else is repairing scope {scope} too: look again")
     if found.number < other.number:
         await _copy(scope, source, other, target, found)
     return await target.standing(scope)
@@ -126,7 +128,14 @@ async def _copy(scope: str, source: Copy, other: Standing, target: Copy, found: 
         was=found.rank if seen.newest > seen.until else None,
         floor=0,
     )
-    torn = msgspec.structs.replace(found.charter, whole_from=NEVER, floor=found.promised, was=found.rank)
+    torn = msgspec.structs.replace(
+        found.charter,
+        whole_from=NEVER,
+        floor=found.promised,
+        was=found.rank,
+        along=other.charter.history,
+        along_promises=other.charter.promises,
+    )
     guard, number_row = charter_key(found.physical), number_key(found.physical)
     guard_version = found.charter_version
     batch: list[Any] = []

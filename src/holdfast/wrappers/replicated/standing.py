@@ -89,6 +89,10 @@ class Charter(msgspec.Struct, frozen=True, omit_defaults=True):
     """A generation that was promised under another name of this scope."""
     was: Rank | None = None
     """What the copy held before the repair that made its rows be of different moments."""
+    along: tuple[Begun, ...] = ()
+    """The history of the copy that a repair under way copies from; its numbers are those of that history."""
+    along_promises: tuple[Promise, ...] = ()
+    """The promises of that copy."""
     spoilt: bool = False
     """A promise was made in the middle of a repair, which has to begin anew."""
     moved_to: str = ""
@@ -161,16 +165,14 @@ def relation(copy: Standing, other: Standing) -> Relation:
     mine, theirs = copy.charter.history, other.charter.history
     if copy.charter.moved_to or copy.moved_from is not None or copy.charter.spoilt:
         return Relation.DIVERGED
-    torn = copy.charter.whole_from == NEVER
-    if torn and copy.number >= other.number:
-        return Relation.DIVERGED  # no number is left to write what is missing
+    if copy.charter.whole_from == NEVER:
+        return Relation.BEHIND if _goes_on(copy, other) else Relation.DIVERGED
     behind = Relation.BEHIND
     if mine == theirs:
         if copy.data > other.data:
             return Relation.AHEAD if copy.is_whole else Relation.DIVERGED
         if copy.number == copy.data:
-            level = not torn and (copy.charter_version or not other.charter_version)
-            return Relation.LEVEL if level else behind
+            return Relation.LEVEL if copy.charter_version or not other.charter_version else behind
         if copy.charter.promises == other.charter.promises and copy.number == other.number:
             return Relation.LEVEL
         return behind if copy.data == other.data and copy.number < other.number else Relation.DIVERGED
@@ -181,6 +183,24 @@ def relation(copy: Standing, other: Standing) -> Relation:
         # Promises use up numbers; where the other has no data at these numbers, nothing is in the way.
         return behind if copy.data == following.data and copy.number < following.start else Relation.DIVERGED
     return Relation.DIVERGED
+
+
+def _goes_on(torn: Standing, other: Standing) -> bool:
+    """Whether a repair that stopped can go on from ``other``: all numbers so far are those of its commits."""
+    if torn.number >= other.number:
+        return False  # no number is left to write what is missing
+    if not torn.number:
+        return True
+    along, promises, theirs = torn.charter.along, torn.charter.along_promises, other.charter.history
+    if theirs[: len(along)] != along or not (along or promises):
+        return False
+    if len(along) == len(theirs):
+        return torn.number <= other.data or other.charter.promises[: len(promises)] == promises != ()
+    following = theirs[len(along)]
+    if torn.number <= following.data:
+        return True
+    # As above: where there are promises on one side, there must be no data on the other.
+    return promises != () and promises[0].number - 1 == following.data and torn.number < following.start
 
 
 def common(copy: Standing, other: Standing) -> int:
