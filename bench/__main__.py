@@ -12,6 +12,7 @@ PARTS = (
     "bench.sql",
     "bench.redis",
     "bench.mongo",
+    "bench.s3",
     "bench.wrappers",
     "bench.replicated",
     "bench.loop_gap",

@@ -15,6 +15,7 @@ from mutants_kills import KILLS
 from mutants_mongo import MONGO
 from mutants_redis import REDIS
 from mutants_replicated import REPLICATED
+from mutants_s3 import S3
 from mutants_sql import SQL
 from mutants_wrappers import WRAPPERS
 
@@ -243,7 +244,7 @@ ENGINE = [
     ),
     Mutant(
         "the epoch is not raised",
-        "recovery.py",
+        "ownership.py",
         "epoch=1 if old is None else old.row.epoch + 1",
         "epoch=1 if old is None else old.row.epoch",
         _ENGINE,
@@ -292,7 +293,7 @@ ENGINE = [
     ),
 ]
 
-MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *MONGO, *WRAPPERS, *ENCRYPTED, *HISTORIES, *KILLS, *REPLICATED)]
+MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *S3, *MONGO, *WRAPPERS, *ENCRYPTED, *HISTORIES, *KILLS, *REPLICATED)]
 HANDFUL = (
     "no fdatasync of a commit",
     "the versions are not compared",

@@ -206,28 +206,30 @@ async def test_an_object_of_another_hand_is_reported_and_left_as_it_is(
 
 
 async def test_a_commit_that_was_told_as_unwritten_is_never_written(fake: FakeS3) -> None:
-    """Its deadline passes while it waits for the read that comes before the write."""
+    """Its deadline passes while it waits, with another, for the read that comes before their write."""
     backend = S3Backend(fake.url("holdfast", "deadline_seconds=0.3"))
     await backend.open()
-    held = asyncio.Event()
-    answer = fake._get
+    lane, held = backend._lane("main"), asyncio.Event()
+    current = lane.current
 
-    lane = backend._lane("main")
-    fetch = lane._fetch
-
-    async def late() -> object:
+    async def late() -> document.Snapshot:
         await held.wait()
-        return await fetch()
+        return await current()
 
-    lane._fetch = late  # type: ignore[method-assign,assignment]
-    commits = [asyncio.ensure_future(backend.commit("main", {KEY: b"1"}, {}, op=Op("bot", 1))) for _ in range(1)]
+    lane.current = late  # type: ignore[method-assign]
+
+    async def patiently() -> int:
+        lane._deadline_seconds = 20
+        return await backend.commit("main", {OTHER: b"2"}, {}, op=Op("patient", 1))
+
+    hasty = asyncio.ensure_future(backend.commit("main", {KEY: b"1"}, {}, op=Op("hasty", 1)))
+    patient = asyncio.ensure_future(patiently())
     with pytest.raises(UnavailableError, match="nothing was written"):
-        await commits[0]
+        await hasty
     held.set()
-    lane._fetch = fetch  # type: ignore[method-assign]
-    del answer
+    assert await patient == 1
+    assert list(document_of(fake)["writers"]) == ["patient"]  # type: ignore[call-overload]
     await backend.close()
-    assert fake.objects == {}
 
 
 @pytest.mark.parametrize("line", ["kind: ConnectionReset", "kind: ConnectionAborted"])

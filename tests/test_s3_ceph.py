@@ -153,7 +153,7 @@ async def test_the_disk_daemon_killed_too_loses_nothing_that_was_acknowledged(
     await asyncio.to_thread(server.disk.signal, signal.SIGKILL)
     under_way = asyncio.ensure_future(settle(backend, 31, version, seen))
     async with asyncio.timeout(20):
-        while not seen["UnknownOutcomeError"]:
+        while not seen["UnknownOutcomeError"]:  # noqa: ASYNC110  (bounded by the line above)
             await asyncio.sleep(0.01)
     server.kill()
     server.restart()

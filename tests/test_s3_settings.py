@@ -41,7 +41,7 @@ async def opened(url: str, *, read_only: bool = False) -> Guarantees:
 BAD: list[tuple[Quirk, type[HoldfastError], str]] = [
     ("ignores-all-conditions", UnsafeSettingError, "ignores If-None-Match"),
     ("ignores-if-none-match", UnsafeSettingError, "ignores If-None-Match"),
-    ("ignores-if-match", UnsafeSettingError, "ignores If-Match"),
+    ("ignores-if-match", UnsafeSettingError, "ignores If-Match: it replaced"),
     ("looks-then-makes", UnsafeSettingError, "win that made one object at once"),
     ("looks-then-replaces", UnsafeSettingError, "win that replaced one object at once"),
     ("refuses-if-match", UnsafeSettingError, "refuses If-Match"),

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from ...bulk import without_collections
 from ...contract import Head, Key, Op, Record, WriterOp
 from ...errors import CorruptedError, InvalidInputError, NewerFormatError
 from ..state import Scope, State
@@ -144,7 +145,8 @@ def read(name: str, etag: str, body: bytes, shown: str) -> Snapshot:
         NewerFormatError: A newer version wrote it.
     """
     try:
-        return _read(name, etag, body)
+        with without_collections():
+            return _read(name, etag, body)
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
         pass  # not chained: the cause may repeat a row
     try:
@@ -171,7 +173,9 @@ def _read(name: str, etag: str, body: bytes) -> Snapshot:
     ops: dict[tuple[str, int], Op] = {}
     for text, row in found.rows.items():
         key = Key(*text.split("/"))
-        op = ops.setdefault((row.writer, row.n), Op(row.writer, row.n))
+        op = ops.get((row.writer, row.n))
+        if op is None:
+            op = ops[row.writer, row.n] = Op(row.writer, row.n)
         payload = bytes(row.row) if row.text is None else row.text.encode()
         if not 1 <= row.version <= found.number or not payload:
             raise ValueError("no such version")

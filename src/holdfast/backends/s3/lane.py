@@ -99,7 +99,8 @@ class Lane:
             async with asyncio.timeout(self._deadline_seconds):
                 return await asyncio.shield(fetch)
         except TimeoutError:
-            raise UnavailableError(f"{self._shown} did not answer in time", backend=self._shown) from None
+            why = f"{self._shown} did not answer in time; nothing was read and nothing was written"
+            raise UnavailableError(why, backend=self._shown) from None
         except HoldfastError as error:
             raise _copy(error) from None
 
