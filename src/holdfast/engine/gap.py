@@ -105,7 +105,11 @@ class Gap:
         """
         if self._reason is None or self._to_ms is None or candle[0] < min(self._to_ms, self._planned_ms):
             return False
-        done = await self._session.end_signal(self._reason)
+        return await self.finish()
+
+    async def finish(self) -> bool:
+        """Close what is still open where that was decided, once every missed candle was stepped; tell if it was."""
+        done = None if self._reason is None else await self._session.end_signal(self._reason)
         self._reason, self._over = None, True
         return done is not None
 

@@ -108,6 +108,11 @@ class Outbox:
         return len(self._waiting)
 
     @property
+    def waiting(self) -> tuple[Event, ...]:
+        """The events that have not been delivered, oldest first."""
+        return tuple(self._waiting)
+
+    @property
     def crowded(self) -> bool:
         """Whether half of the rows are taken, so that no new signal may begin."""
         return 2 * (len(self._waiting) + len(self._delivered)) >= self._cap_rows

@@ -77,7 +77,7 @@ def phase_of(changes: Mapping[Key, bytes | None]) -> str:
                 else {"closed": "closing", "scheduled": "scheduling"}.get(kind, kind)
             )
     domains = {key.domain for key in changes}
-    if "owner" in domains or "outage" in domains:
+    if not domains.isdisjoint(("owner", "outage", "plan")):
         return "recovering"
     if domains == {"ledger"} or domains <= {"outbox", "ledger"}:
         return "delivering"

@@ -1,0 +1,152 @@
+"""``holdfast recover``: what was missed is planned, or planned, decided and carried out; nothing is entered, and it ends.
+
+The same driver, session and step as a live run's, so that the run that comes next finds nothing left to decide. Events
+stay in the outbox for it: its listeners are told, by the run that has them. Trades go to the ledger at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from ..errors import UnavailableError, UndecidedError
+from ..names import Context
+from ..rows import Event
+from ..rules.candles import Candle
+from ..rules.params import get_config
+from ..store import Store
+from .driver import Driver
+from .gap import Gap
+from .lanes import Sleep
+from .listeners import Listeners, default_listeners
+from .live import HOLDER
+from .plan import Outlook, What
+from .recovery import stopped_reasons
+from .registry import Registry, default_registry
+from .session import Session, wall_clock_ms
+from .turns import Turns
+from .worker import LEASE_SECONDS
+
+
+class GapReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan, or a recovery, says of one context."""
+
+    context: Context
+    outlook: Outlook | None = None
+    """None when nothing is open and nothing waits."""
+    decided: What | None = None
+    """None when nothing was decided: it was a plan alone, or nobody has."""
+    undecided: str = ""
+    """Why nothing was done, where the strategy wants to be asked."""
+    stopped: tuple[str, ...] = ()
+    """What is in quarantine, and why: nothing opens until it is adopted or cleared."""
+    events: tuple[Event, ...] = ()
+    """What recovery committed."""
+
+
+class GapRun:
+    """Plans and carries out what was missed, one context after another.
+
+    Args:
+        store: Open; for :meth:`plan` read-only is enough.
+        operator: Who asks for it, as user@host.
+        wanted: What that operator decided; None leaves it to each strategy's policy.
+        registry, listeners: Default: the process's own.
+        clock: Tells the time in epoch milliseconds.
+        sleep: Takes seconds; a seam for tests.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        operator: str,
+        wanted: What | None = None,
+        registry: Registry = default_registry,
+        listeners: Listeners = default_listeners,
+        clock: Callable[[], int] = wall_clock_ms,
+        sleep: Sleep = asyncio.sleep,
+        lease_seconds: float = LEASE_SECONDS,
+        holder: str = HOLDER,
+    ) -> None:
+        self._store, self._operator, self._wanted = store, operator, wanted
+        self._registry, self._listeners, self._clock, self._sleep = registry, listeners, clock, sleep
+        self._lease_seconds, self._holder = lease_seconds, holder
+
+    async def plan(self, context: Context) -> GapReport:
+        """Return what recovering ``context`` would do; owns, changes and records nothing.
+
+        Raises:
+            UnavailableError: The store or the exchange cannot be asked now.
+            CorruptedError: A newer version wrote a row of it.
+        """
+        driver, session = self._begun(context)
+        stopped = await session.look()
+        outlook = None
+        if session.state.signal is not None or session.state.scheduled is not None:
+            candles = await driver.fetch_missed(session)
+            outlook = await self._gap(session).foresee(candles, None)
+        return GapReport(context=context, outlook=outlook, stopped=stopped)
+
+    async def recover(self, context: Context) -> GapReport:
+        """Own ``context``, put the plan and the decision on record, do it, and let go.
+
+        Raises:
+            HeldError: Another process owns it and lives; the message names it.
+            UnavailableError: The store or the exchange cannot be used now; call again.
+            FencedError: Somebody else has taken it over.
+
+        Crash: Recovering again does the rest, with the plan and the decision that are on record.
+        """
+        driver, session = self._begun(context)
+        try:
+            await session.recover()
+            restored = session.state.signal or session.state.scheduled
+            outlook, decided, undecided = None, None, ""
+            before = session.state.last_event
+            if restored is not None:
+                candles = await driver.fetch_missed(session)
+                gap = self._gap(session)
+                outlook = await gap.foresee(candles, None)
+                try:
+                    decided = await gap.decide(outlook) if outlook is not None else None
+                except UndecidedError as error:
+                    undecided = str(error)
+                else:
+                    await self._step(session, candles)
+                    await gap.finish()
+            await session.outbox.record_trades()
+            stopped = stopped_reasons(self._store, context)
+            events = tuple(event for event in session.outbox.waiting if event.number > before)
+        finally:
+            await session.close()
+        return GapReport(
+            context=context, outlook=outlook, decided=decided, undecided=undecided, stopped=stopped, events=events
+        )
+
+    async def _step(self, session: Session, candles: list[Candle]) -> None:
+        for candle in candles:
+            changed = session.step(candle, entries=False)
+            if changed is not None:
+                await changed
+            if session.is_behind:
+                raise UnavailableError(f"{session.context}: the store cannot be used now: recover again")
+
+    def _gap(self, session: Session) -> Gap:
+        return Gap(
+            session, session.strategy.recovery, clock=self._clock, operator=self._operator, wanted=self._wanted
+        )  # fmt: skip
+
+    def _begun(self, context: Context) -> tuple[Driver, Session]:
+        params = get_config()
+        strategy = self._registry.check_start(context.strategy_name, params)
+        driver = Driver(
+            context, strategy, self._registry.exchange(context.exchange_name),
+            Turns().join(context, strategy.risk_names), store=self._store,
+            profiles={name: self._registry.risk(name) for name in strategy.risk_names},
+            listeners=self._listeners, params=params, holder=self._holder, clock=self._clock, sleep=self._sleep,
+            lease_seconds=self._lease_seconds,
+        )  # fmt: skip
+        return driver, driver.new_session(self._store)
