@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .engine.context import get_candles as get_candles
     from .engine.context import get_date as get_date
     from .engine.context import get_mode as get_mode
+    from .engine.context import get_position_size as get_position_size
     from .engine.listeners import Failure as Failure
     from .engine.listeners import Tick as Tick
     from .engine.listeners import listen_done_backtest as listen_done_backtest
@@ -56,10 +57,12 @@ if TYPE_CHECKING:
     from .engine.registry import add_exchange as add_exchange
     from .engine.registry import add_frame as add_frame
     from .engine.registry import add_risk as add_risk
+    from .engine.registry import add_sizing as add_sizing
     from .engine.registry import add_strategy as add_strategy
     from .engine.registry import list_exchanges as list_exchanges
     from .engine.registry import list_frames as list_frames
     from .engine.registry import list_risks as list_risks
+    from .engine.registry import list_sizings as list_sizings
     from .engine.registry import list_strategies as list_strategies
     from .engine.registry import validate as validate
     from .errors import ConflictError as ConflictError
@@ -92,6 +95,7 @@ if TYPE_CHECKING:
     from .rules.params import set_config as set_config
     from .rules.risk import RiskPayload as RiskPayload
     from .rules.risk import Validation as Validation
+    from .rules.sizing import Sizing as Sizing
     from .store import Store as Store
     from .urls import open_backend as open_backend
     from .wrappers.cached import Cached as Cached
@@ -122,7 +126,7 @@ _HOME = {
         Candle
     """,
     "engine.context": """
-        get_average_price get_candles get_date get_mode
+        get_average_price get_candles get_date get_mode get_position_size
     """,
     "contract": """
         Backend Guarantees How Key KeyPrefix Survives
@@ -154,11 +158,14 @@ _HOME = {
         close reset
     """,
     "engine.registry": """
-        Callbacks add_exchange add_frame add_risk add_strategy list_exchanges list_frames list_risks
-        list_strategies validate
+        Callbacks add_exchange add_frame add_risk add_sizing add_strategy list_exchanges list_frames list_risks
+        list_sizings list_strategies validate
     """,
     "rules.risk": """
         RiskPayload Validation
+    """,
+    "rules.sizing": """
+        Sizing
     """,
     "rows": """
         Event Levels PartialLevels RiskPosition ScheduledSignal Signal Trade

@@ -17,8 +17,10 @@ import msgspec
 from ..errors import InvalidInputError, NotFoundError
 from ..rules.candles import MAX_FETCH_CANDLES, Candle, average_price, fetch_candles, interval_ms
 from ..rules.params import Params
+from ..rules.sizing import ATR_PERIOD, Quote, Sizing, average_true_range
 from .listeners import Mode
-from .registry import ExchangeSpec
+from .registry import ExchangeSpec, default_registry
+from .sizings import sized_quantity
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -93,6 +95,50 @@ async def get_average_price(symbol: str) -> float:
     if not candles:
         raise NotFoundError(f"{symbol} had no candle in the last {minutes} minutes, so there is no price")
     return average_price(candles)
+
+
+async def get_position_size(
+    sizing: str | Sizing,
+    symbol: str,
+    *,
+    account_balance: float,
+    price_open: float | None = None,
+    price_stop_loss: float | None = None,
+    win_rate: float | None = None,
+    win_loss_ratio: float | None = None,
+    atr: float | None = None,
+    atr_interval: str = "1m",
+    atr_period: int = ATR_PERIOD,
+) -> float:
+    """Return how much of ``symbol`` to trade now, as the exchange writes quantities; 0.0 means do not trade.
+
+    Args:
+        sizing: What ``add_sizing`` was given as a name, or what it returned.
+        account_balance: Quote currency; 0 or more.
+        price_open: Entry; the price of the moment if left out.
+        price_stop_loss: For ``fixed-percentage``.
+        win_rate, win_loss_ratio: For ``kelly-criterion``: part of the trades that won; average win over average loss.
+        atr: For ``atr-based``; if left out, the mean true range of the last ``atr_period`` closed candles of
+            ``atr_interval``.
+
+    Raises:
+        InvalidInputError: There is no such sizing, a value that its method needs is missing or out of range, the
+            market has too few candles, or the exchange's ``format_quantity`` failed.
+        NotFoundError, UnavailableError: As :func:`get_average_price`.
+    """
+    moment = current()
+    chosen = sizing if isinstance(sizing, Sizing) else default_registry.sizing(sizing)
+    if chosen.method == "atr-based" and atr is None:
+        if type(atr_period) is not int or not 1 <= atr_period < MAX_FETCH_CANDLES:
+            raise InvalidInputError(f"atr_period is {atr_period!r:.40}: must be 1 to {MAX_FETCH_CANDLES - 1}")
+        candles = await get_candles(symbol, atr_interval, atr_period + 1)
+        atr = average_true_range(candles, interval=atr_interval, now_ms=moment.when_ms, period=atr_period)
+    quote = Quote(
+        account_balance=account_balance,
+        price_open=await get_average_price(symbol) if price_open is None else price_open,
+        price_stop_loss=price_stop_loss, win_rate=win_rate, win_loss_ratio=win_loss_ratio, atr=atr,
+    )  # fmt: skip
+    return sized_quantity(chosen, quote, moment.exchange, symbol)
 
 
 def get_date() -> datetime:

@@ -1,4 +1,4 @@
-"""The registry: exchanges, strategies, frames and risk profiles, by name.
+"""The registry: exchanges, strategies, frames, risk profiles and sizings, by name.
 
 Each ``add_…`` works as a function and as a decorator. A name is given once;
 what a name refers to may be added later, and is checked when a run starts or
@@ -17,6 +17,7 @@ from ..rules.candles import INTERVALS_MS, STRATEGY_INTERVALS
 from ..rules.params import Params, get_config
 from ..rules.risk import RiskProfile, Validation
 from .plan import RECOVERY_POLICIES, RecoveryPolicy
+from .sizings import Sizings, add_once, find
 from .specs import (
     Callbacks,
     ExchangeSpec,
@@ -41,11 +42,13 @@ __all__ = [
     "add_exchange",
     "add_frame",
     "add_risk",
+    "add_sizing",
     "add_strategy",
     "default_registry",
     "list_exchanges",
     "list_frames",
     "list_risks",
+    "list_sizings",
     "list_strategies",
     "reset",
     "validate",
@@ -55,7 +58,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Registry:
+class Registry(Sizings):
     """One set of names. The module's functions use :data:`default_registry`."""
 
     def __init__(self) -> None:
@@ -67,6 +70,7 @@ class Registry:
         self._strategies: dict[str, StrategySpec] = {}
         self._frames: dict[str, FrameSpec] = {}
         self._risks: dict[str, RiskProfile] = {}
+        self._sizings = {}
 
     @overload
     def add_exchange(self, source: T, *, exchange_name: str | None = None) -> T: ...
@@ -134,7 +138,7 @@ class Registry:
             wait_closed=found["wait_closed"],
             source=made,
         )
-        _add(self._exchanges, "exchange", spec.exchange_name, spec)
+        add_once(self._exchanges, "exchange", spec.exchange_name, spec)
         return spec if source is None else source
 
     @overload
@@ -223,7 +227,7 @@ class Registry:
             symbols=checked_names("symbols", symbols),
             recovery=recovery,
         )
-        _add(self._strategies, "strategy", spec.strategy_name, spec)
+        add_once(self._strategies, "strategy", spec.strategy_name, spec)
         return get_signal
 
     def add_frame(
@@ -246,7 +250,7 @@ class Registry:
         )  # fmt: skip
         if spec.end_ms < spec.start_ms:
             raise InvalidInputError(f"frame {frame_name!r} ends ({end}) before it starts ({start})")
-        _add(self._frames, "frame", spec.frame_name, spec)
+        add_once(self._frames, "frame", spec.frame_name, spec)
         return spec
 
     @overload
@@ -310,7 +314,7 @@ class Registry:
             name=checked_name("risk_name", risk_name), validations=tuple(listed),
             on_rejected=on_rejected, on_allowed=on_allowed,
         )  # fmt: skip
-        _add(self._risks, "risk profile", profile.name, profile)
+        add_once(self._risks, "risk profile", profile.name, profile)
         return profile
 
     def remove_exchange(self, name: str) -> None:
@@ -319,19 +323,19 @@ class Registry:
 
     def exchange(self, name: str) -> ExchangeSpec:
         """Return the exchange called ``name``; raises InvalidInputError if there is none."""
-        return _find(self._exchanges, "exchange", name)
+        return find(self._exchanges, "exchange", name)
 
     def strategy(self, name: str) -> StrategySpec:
         """Return the strategy called ``name``; raises InvalidInputError if there is none."""
-        return _find(self._strategies, "strategy", name)
+        return find(self._strategies, "strategy", name)
 
     def frame(self, name: str) -> FrameSpec:
         """Return the frame called ``name``; raises InvalidInputError if there is none."""
-        return _find(self._frames, "frame", name)
+        return find(self._frames, "frame", name)
 
     def risk(self, name: str) -> RiskProfile:
         """Return the risk profile called ``name``; raises InvalidInputError if there is none."""
-        return _find(self._risks, "risk profile", name)
+        return find(self._risks, "risk profile", name)
 
     def list_exchanges(self) -> list[ExchangeSpec]:
         """Return all exchanges in the order in which they were added."""
@@ -376,21 +380,6 @@ class Registry:
             raise InvalidInputError("; ".join(failures))
 
 
-def _add(table: dict[str, T], what: str, name: str, spec: T) -> None:
-    if name in table:
-        article = "an" if what[0] in "aeiou" else "a"
-        raise InvalidInputError(f"there is {article} {what} {name!r} already: use another name")
-    table[name] = spec
-
-
-def _find(table: Mapping[str, T], what: str, name: str) -> T:
-    found = table.get(name)
-    if found is None:
-        known = ", ".join(map(repr, table)) or "none was added"
-        raise InvalidInputError(f"there is no {what} {name!r}: add it first, or use one of: {known}")
-    return found
-
-
 default_registry = Registry()
 """What the module's functions add to, and every run that is given no other."""
 
@@ -398,10 +387,12 @@ add_exchange = default_registry.add_exchange
 add_strategy = default_registry.add_strategy
 add_frame = default_registry.add_frame
 add_risk = default_registry.add_risk
+add_sizing = default_registry.add_sizing
 list_exchanges = default_registry.list_exchanges
 list_strategies = default_registry.list_strategies
 list_frames = default_registry.list_frames
 list_risks = default_registry.list_risks
+list_sizings = default_registry.list_sizings
 
 
 def validate() -> None:
@@ -410,5 +401,5 @@ def validate() -> None:
 
 
 def reset() -> None:
-    """Forget every exchange, strategy, frame and risk profile (for tests)."""
+    """Forget every exchange, strategy, frame, risk profile and sizing (for tests)."""
     default_registry.reset()
