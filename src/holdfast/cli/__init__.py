@@ -14,6 +14,8 @@ from .loading import UserFileError
 
 _COMMANDS = {
     "run": "run the strategies of a Python file, live",
+    "fleet": "run contexts spread over any number of processes, each taken over when its process dies",
+    "owners": "who owns each context of a shared store, and whether that process lives",
     "show": "what is stored: contexts, positions, risk slots, events, trades",
     "check": "verify every stored row and every rule; exit code 1 when one is broken",
     "copy": "move a store to another backend, verified",

@@ -27,6 +27,7 @@ from ..urls import open_backend, parse_store
 from .exits import OK, UNAVAILABLE, exit_code
 from .loading import load_bot
 from .opening import add_route_option, reading, routes_of
+from .owning import add_conflict_option, add_lease_option, when_free
 from .plan import DEFAULT_SPEED, Plan, make_plan
 from .screen import Board, Line, LiveScreen, PlainScreen, describe
 from .tables import fancy, moment
@@ -48,6 +49,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--exchange", metavar="NAME", help="which exchange, where the file adds several")
     parser.add_argument("--store", metavar="PATH|URL", help="where state is kept (default: ./dump/data)")
     add_route_option(parser)
+    add_conflict_option(parser)
+    add_lease_option(parser)
     parser.add_argument(
         "--market",
         metavar="MARKET",
@@ -178,7 +181,8 @@ class _Run:
         # All are set up before the first one runs: contexts that share a risk profile take turns by name.
         runs = [
             (context, Live.run(context.symbol, strategy_name=context.strategy_name,
-                               exchange_name=context.exchange_name, store=store))
+                               exchange_name=context.exchange_name, store=store,
+                               on_conflict=self._options.on_conflict, lease_seconds=self._options.lease))
             for context in self._plan.contexts
         ]  # fmt: skip
         tasks = [asyncio.create_task(self._one(board.lines[context], events)) for context, events in runs]
@@ -232,7 +236,7 @@ class _Run:
         watched = self._options.kill_at is not None or self._options.witness_fd is not None
         if where is None and not self._options.route and not watched:
             try:
-                yield await default_store()
+                yield await when_free(default_store, self._options.on_conflict)
             finally:
                 await close_stores()
             return
@@ -240,7 +244,7 @@ class _Run:
         require = Survives.NOTHING if parse_store(where).in_memory else Survives.PROCESS
         routes = {**current_routes(), **routes_of(self._options.route)}
         store = Store(self._backend(where), routes=routes, require=require)
-        await store.open()
+        await when_free(store.open, self._options.on_conflict)
         use_store(store)  # what the user's file reads and writes through the adapters lies there too
         try:
             yield store

@@ -78,7 +78,7 @@ class Driver:
         self._on_conflict, self._lease_seconds = on_conflict, lease_seconds
         wall = WallClock(now=lambda: clock() / 1000, sleep=sleep)
         self._wait_closed = exchange.wait_closed or wall.wait_closed
-        self._stop = asyncio.Event()
+        self._stop, self._leaving = asyncio.Event(), asyncio.Event()
         self._queue: deque[Candle] = deque()
         self._newest_ms: int | None = None
         """Open time of the newest closed minute that was waited for."""
@@ -100,6 +100,15 @@ class Driver:
         if self.session is not None:
             self.session.stopping = True
 
+    def leave(self) -> None:
+        """End the run between two candles, whatever is open: somebody else is to go on with it. Repeatable."""
+        self._leaving.set()
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it was told to :meth:`leave`."""
+        return self._leaving.is_set()
+
     async def events(self) -> AsyncGenerator[Event, None]:
         """Run until the market ends or the run is stopped; yields opened, closed and cancelled events.
 
@@ -120,8 +129,8 @@ class Driver:
                 self.turn.stand_aside()  # the others must not wait for one that has nothing to decide yet
             try:
                 await self._recover(session)
-            except HeldError:
-                if self._stop.is_set():
+            except (UnavailableError, UnknownOutcomeError):
+                if self._stop.is_set() or self._leaving.is_set():
                     return  # it never was its own: there is nothing to watch
                 raise
             while True:
@@ -129,6 +138,8 @@ class Driver:
                     if event.kind in _YIELDED:
                         yield event
                     session.delivered()
+                if self._leaving.is_set():
+                    return
                 if self._stop.is_set():
                     if await self._cancelled(session):
                         continue
@@ -167,6 +178,8 @@ class Driver:
                 raise  # somebody else watches it
             except (UnavailableError, UnknownOutcomeError) as error:
                 await self._report("store", error)
+                if self._leaving.is_set():
+                    raise
             await self._pause()  # a stop does not end this: a position may be stored, and must be watched
 
     async def _told(self, session: Session) -> Event | None:
@@ -323,24 +336,23 @@ class Driver:
             self._next_ms, self._more = max(start_ms, reached_ms), True
 
     async def _closed(self, session: Session) -> int | None:
-        """Wait for a newer closed minute; None when the run is stopped while nothing is open."""
+        """Wait for a newer closed minute; None when the run is left, or stopped while nothing is open."""
         waiting = asyncio.ensure_future(self._wait_closed(str(self.context), self._newest_ms))
         stopped = asyncio.ensure_future(self._stop.wait())
         fenced = asyncio.ensure_future(session.fenced.wait())
-        ends = {waiting, fenced}
+        leaving = asyncio.ensure_future(self._leaving.wait())
+        ends = {waiting, fenced, leaving}
         if not self._stop.is_set() and session.state.signal is None and self._newest_ms is not None:
             ends.add(stopped)
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if fenced.done():
                 await session.flush()  # says by whom
-            if waiting.done() or stopped not in ends:
-                return await self._tried(waiting)
-            return None
+            return await self._tried(waiting) if waiting.done() else None
         finally:
-            for task in (waiting, stopped, fenced):
+            for task in (waiting, stopped, fenced, leaving):
                 task.cancel()
-            await asyncio.gather(waiting, stopped, fenced, return_exceptions=True)
+            await asyncio.gather(waiting, stopped, fenced, leaving, return_exceptions=True)
 
     @staticmethod
     async def _tried(waiting: asyncio.Future[int]) -> int:
@@ -361,13 +373,14 @@ class Driver:
             return
         pausing = asyncio.ensure_future(self._sleep(self._pause_seconds))
         stopped = asyncio.ensure_future(self._stop.wait())
+        leaving = asyncio.ensure_future(self._leaving.wait())
         self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
         try:
-            await asyncio.wait((pausing, stopped), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((pausing, stopped, leaving), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (pausing, stopped):
+            for task in (pausing, stopped, leaving):
                 task.cancel()
-            await asyncio.gather(pausing, stopped, return_exceptions=True)
+            await asyncio.gather(pausing, stopped, leaving, return_exceptions=True)
 
     async def _leave_market(self) -> None:
         """Tell a market that waits for its participants not to wait for this one."""

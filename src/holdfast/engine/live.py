@@ -78,6 +78,19 @@ class LiveRun(AsyncIterator[Event]):
         """Let nothing more open: a waiting signal is cancelled, an open one is watched to its close, then it ends."""
         self._entry.driver.stop()
 
+    def leave(self) -> None:
+        """End it between two candles, whatever is open: another process is to go on with it. Repeatable."""
+        self._entry.driver.leave()
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it was told to :meth:`leave`."""
+        return self._entry.driver.is_leaving
+
+    def stand_aside(self) -> None:
+        """Those that share its risk profiles need not wait for it before its first candle; they run already."""
+        self._entry.driver.turn.stand_aside()
+
     def _end(self) -> None:
         self._entry.driver.turn.leave()
         if self._entry.status == "pending":

@@ -46,9 +46,9 @@ async def own(
     """Take the context over: the owner row's epoch is raised by compare-and-set, which fences whoever had it.
 
     A live owner is respected: with ``refuse`` it is watched until it has shown that it lives, or for one lease;
-    with ``wait`` until it is gone. ``takeover`` asks nobody: from its commit on the old owner can write nothing. But what
-    that one does under its lease alone (serve rows from memory, send to a venue) ends when it has noticed, so this
-    returns then, at the latest when its lease is over.
+    with ``wait`` until it is gone. ``takeover`` asks nobody: from its commit on the old owner can write nothing. But
+    what that one does under its lease alone (serve rows from memory, send to a venue) ends when it has noticed, so
+    this returns then, at the latest when its lease is over.
 
     Raises:
         HeldError: Another process owns it and lives, or the wait was given up; the message names it.
@@ -57,12 +57,15 @@ async def own(
     Crash: The old owner still has it, or the new one does; owning again raises the epoch once more.
     """
     key = context_key("owner", context)
-    attempts = 0
+    attempts, told = 0, False
     while attempts < MAX_ATTEMPTS:
         found, damaged = await store.salvage(key)  # a damaged one is replaced: it says nothing about the trade
         refuse_newer(store, damaged)
         old = cast("Loaded[Owner] | None", found.get(key))
         if old is not None and await _must_wait(context, old.row, holder, claim, sleep):
+            if claim.on_conflict == "wait" and not told:
+                told = True
+                _log.warning("%s: waiting for %s, which owns it (epoch %d)", context, describe(old.row), old.row.epoch)
             continue
         attempts += 1
         row = Owner(

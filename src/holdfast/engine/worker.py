@@ -107,16 +107,21 @@ class Watch:
             raise
         return {holder: self._judge(holder, found, before) for holder in holders}
 
+    def version(self, holder: str) -> int:
+        """Return the version of the row that was seen last, for a commit that must not touch a newer one."""
+        return self._seen.get(holder, (0, 0.0))[0]
+
     def _judge(self, holder: str, found: Mapping[Key, Loaded[Row]], before: float) -> tuple[Life, Worker | None]:
         loaded = cast("Loaded[Worker] | None", found.get(worker_key(holder)))
         if loaded is None:
             return Life.DEAD, None  # it ended in good order, or never lived on this store
         row = loaded.row
-        if self._machine and row.machine == self._machine and started_ticks(row.pid) != row.started:
-            return Life.DEAD, row
         version, since = self._seen.get(holder, (0, 0.0))
         if version != loaded.version:
             self._seen[holder] = (loaded.version, self.boot_clock())
+        if self._machine and row.machine == self._machine and started_ticks(row.pid) != row.started:
+            return Life.DEAD, row
+        if version != loaded.version:
             return (Life.ALIVE if version else Life.UNKNOWN), row
         return (Life.DEAD if before - since >= row.lease_seconds else Life.UNKNOWN), row
 
@@ -198,9 +203,10 @@ class SignOfLife:
         async with self._renewing:  # one look at a time: whoever waits for two of them must get two
             before = self._boot_clock()
             pid = os.getpid()
+            owns = sum(one.owner is not None for one in self._sessions)
             row = Worker(
-                holder=self.holder, beat=self._looks, lease_seconds=self.lease_seconds, host=socket.gethostname(), pid=pid,
-                machine=machine(), started=started_ticks(pid), contexts=sum(one.owner is not None for one in self._sessions),
+                holder=self.holder, beat=self._looks, lease_seconds=self.lease_seconds, host=socket.gethostname(),
+                pid=pid, machine=machine(), started=started_ticks(pid), contexts=owns,
                 fleet=self.fleet, leaving=self.leaving, at_ms=self._clock(),
             )  # fmt: skip
             await self._writer.commit({worker_key(self.holder): row})
