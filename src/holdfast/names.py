@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import string
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -50,6 +51,12 @@ def quote(name: str | int, *, keep_underscore: bool = False) -> str:
         return f"={name}"
     if not name:
         raise InvalidInputError("a name must not be empty: give it at least one character")
+    if type(name) is str and len(name) <= _MAX_QUOTED:
+        return _quoted_once(name, keep_underscore)  # a bot has few names, and needs each at every commit
+    return _quoted(name, keep_underscore)
+
+
+def _quoted(name: str, keep_underscore: bool) -> str:
     try:
         raw = name.encode()
     except UnicodeEncodeError as error:
@@ -62,6 +69,9 @@ def quote(name: str | int, *, keep_underscore: bool = False) -> str:
     if len(out) > _MAX_QUOTED:
         out = out[: _MAX_QUOTED - 41] + "~" + hashlib.sha256(raw).hexdigest()[:40]
     return out
+
+
+_quoted_once = lru_cache(4096)(_quoted)
 
 
 def unquote(text: str) -> str | int | None:
