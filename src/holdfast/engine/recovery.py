@@ -97,6 +97,7 @@ def stopped_reasons(store: Store, context: Context) -> tuple[str, ...]:
 class Looked(NamedTuple):
     """What is stored of a context, and what recovery would make of it."""
 
+    context: Context
     found: Found
     versions: Mapping[Key, int]
     plan: Plan
@@ -112,7 +113,7 @@ async def look(
     """
     found, versions = await _load(store, context, risk_names, now_ms=now_ms, lifetime_ms=lifetime_ms)
     plan = reconcile(context, found, risk_names)
-    return Looked(found, versions, plan, await _newest_outage_ms(store, context))
+    return Looked(context, found, versions, plan, await _newest_outage_ms(store, context))
 
 
 async def recover(
