@@ -98,8 +98,17 @@ def entity_name(symbol: str, strategy_name: str, exchange_name: str | None = Non
     joined name over 200 characters is cut and ends in ``~`` and a SHA-256.
     """
     parts = [symbol, strategy_name] if exchange_name is None else [symbol, strategy_name, exchange_name]
+    if all(type(part) is str and len(part) <= _MAX_QUOTED for part in parts):
+        return _joined_once(*parts)
+    return _joined(*parts)
+
+
+def _joined(*parts: str) -> str:
     joined = "_".join(quote(part) for part in parts)
     if len(joined) <= _MAX_JOINED:
         return joined
-    exact = msgspec.json.encode(parts)
+    exact = msgspec.json.encode(parts)  # as a list, which a tuple of texts is too
     return joined[: _MAX_JOINED - 41] + "~" + hashlib.sha256(exact).hexdigest()[:40]
+
+
+_joined_once = lru_cache(4096)(_joined)
