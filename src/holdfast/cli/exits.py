@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import CorruptedError, FencedError, HoldfastError, InvalidInputError, NotFoundError, UnsafeSettingError
+from ..errors import CorruptedError, FencedError, HoldfastError, InvalidInputError, NotFoundError
+from ..errors import UndecidedError, UnsafeSettingError
 
 OK = 0
 LOSS = 1
@@ -17,12 +18,12 @@ USAGE = 2
 UNAVAILABLE = 3
 """The store or the market cannot be used now, or another process holds the store."""
 STOPPED = 4
-"""Another owner has taken over, or what is stored cannot be trusted."""
+"""Another owner has taken over, what is stored cannot be trusted, or an operator has to decide."""
 
 
 def exit_code(error: HoldfastError) -> int:
     """Return the exit code for an error that ended a command."""
-    if isinstance(error, FencedError | CorruptedError):
+    if isinstance(error, FencedError | CorruptedError | UndecidedError):
         return STOPPED
     if isinstance(error, InvalidInputError | UnsafeSettingError | NotFoundError):
         return USAGE

@@ -24,6 +24,7 @@ from ..rows import (
     Trade,
 )
 from ..store import Store
+from . import audit
 from .exits import OK
 from .opening import add_route_option, reading
 from .tables import moment, number, percent, print_json, print_table
@@ -192,14 +193,24 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("store", nargs="?", metavar="STORE", help="folder or URL (default: ./dump/data)")
     add_route_option(parser)
     parser.add_argument("--trades", type=int, default=10, metavar="N", help="how many trades to show (default: 10)")
+    parser.add_argument("--audit", action="store_true", help="what was done by hand, and the recovery plans, instead")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of tables")
     parser.add_argument("--plain", action="store_true", help="no colours, no frames")
     parser.set_defaults(command=_show)
 
 
+async def _show_audit(options: argparse.Namespace) -> None:
+    async with reading(options.store, options.route) as store:
+        await audit.show(store, json=options.json, plain=options.plain)
+
+
 def _show(options: argparse.Namespace) -> int:
     if options.trades < 0:
         raise InvalidInputError(f"--trades is {options.trades}: at least 0 is needed")
+
+    if options.audit:
+        asyncio.run(_show_audit(options))
+        return OK
 
     async def read() -> Picture:
         async with reading(options.store, options.route) as store:
