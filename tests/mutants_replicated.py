@@ -7,7 +7,6 @@ from __future__ import annotations
 
 _HERE = "wrappers/replicated/"
 _PLAIN = "tests/test_replicated.py -k"
-_MODEL = "tests/test_replicated.py -k schedule"
 
 REPLICATED: list[tuple[str, str, str, str, str]] = [
     (
@@ -29,42 +28,42 @@ REPLICATED: list[tuple[str, str, str, str, str]] = [
         f"{_HERE}lane.py",
         "physical, changes, {**expect, guard: standing.charter_version}, op=op",
         "physical, changes, expect, op=op",
-        f"{_PLAIN} 'older_generation or schedule'",
+        f"{_PLAIN} 'older_generation or late_message or schedule'",
     ),
     (
         "replicated: a follower does not expect the generation",
         f"{_HERE}follower.py",
         "expect = {guard: version, number_row: until}",
         "expect = {number_row: until}",
-        _MODEL,
+        f"{_PLAIN} 'numbers_fit'",
     ),
     (
         "replicated: a follower does not expect the commit before",
         f"{_HERE}follower.py",
         "expect = {guard: version, number_row: until}",
         "expect = {guard: version}",
-        f"{_PLAIN} 'schedule or lost_answers'",
+        f"{_PLAIN} 'overtakes'",
     ),
     (
         "replicated: a commit of an older generation is offered in the next one",
         f"{_HERE}lane.py",
         "        if self.standing is None or self.config is not config:\n            # Never",
         "        if False:\n            # Never",
-        _MODEL,
+        f"{_PLAIN} 'not_passed_on'",
     ),
     (
         "replicated: rows that are gone stay after a repair",
         f"{_HERE}repair.py",
         "            changes |= dict.fromkeys(gone)\n",
         "",
-        f"{_PLAIN} 'lost_follower'",
+        f"{_PLAIN} 'deleted_while'",
     ),
     (
         "replicated: a copy under repair counts as whole",
         f"{_HERE}standing.py",
         'self.charter.moved_to == "" and self.number >= self.charter.whole_from',
         'self.charter.moved_to == ""',
-        f"{_PLAIN} 'middle_of_a_repair'",
+        f"{_PLAIN} 'operator_insists'",
     ),
     (
         "replicated: a copy that diverged is taken for one that is behind",

@@ -27,7 +27,7 @@ from holdfast.wrappers.replicated import Replicated
 from holdfast.wrappers.replicated.copies import Copy
 from holdfast.wrappers.replicated.promotion import promote
 from holdfast.wrappers.replicated.repair import pages
-from holdfast.wrappers.replicated.standing import DOMAIN
+from holdfast.wrappers.replicated.standing import DOMAIN, FIRST_GENERATION, next_generation
 
 KEY = Key("signal", "BTCUSDT_a_x", "BTCUSDT")
 OTHER = Key("partial", "BTCUSDT_a_x", "levels")
@@ -46,6 +46,8 @@ class Machine(Around):
         self.dies_at = 0
         self.gate: asyncio.Event | None = None
         self.loses_answers = 0
+        self.loses_next = 0
+        self.answers: asyncio.Event | None = None
         self.promise: Guarantees | None = None
 
     async def open(self, *, read_only: bool = False) -> Guarantees:
@@ -81,6 +83,9 @@ class Machine(Around):
         if self.gate is not None:
             await self.gate.wait()
         self._require_up()
+        if self.loses_next:
+            self.loses_next -= 1
+            raise UnknownOutcomeError("it was lost on the way there")
         self.writes += 1
         if self.writes == self.dies_at:
             self.is_up = False
@@ -89,7 +94,7 @@ class Machine(Around):
         if self.loses_answers:
             self.loses_answers -= 1
             raise UnknownOutcomeError("the answer was lost")
-        await asyncio.sleep(0)
+        await (asyncio.sleep(0) if self.answers is None else self.answers.wait())
         return number
 
 
@@ -483,27 +488,110 @@ async def test_the_filling_of_a_new_copy_goes_on_where_it_stopped() -> None:
     assert fresh.writes < 800
 
 
-async def test_a_copy_in_the_middle_of_a_repair_is_not_promoted_and_not_counted() -> None:
+async def torn(copies: Sequence[Machine]) -> None:
+    """Leave the second of two copies in the middle of a repair, with rows of different moments."""
+    async with opened(copies, deadline_seconds=0.05) as store:
+        await store.commit("main", {KEY: b"1", OTHER: b"1"}, {}, op=Op("w", 1))
+        copies[1].gate = asyncio.Event()
+        for n in range(2, 6):
+            with pytest.raises((UnknownOutcomeError, UnavailableError)):
+                await store.commit("main", {(KEY, THIRD)[n % 2]: b"%d" % n}, {}, op=Op(f"w{n}", n))
+    copies[1].gate, copies[1].writes, copies[1].dies_at = None, 0, 3
+    async with opened(copies, deadline_seconds=0.05):
+        for _ in range(1000):
+            if not copies[1].is_up:
+                break
+            await asyncio.sleep(0.002)
+    assert not copies[1].is_up
+    copies[1].is_up, copies[1].dies_at = True, 0
+
+
+async def test_a_copy_in_the_middle_of_a_repair_is_promoted_only_if_the_operator_insists() -> None:
+    copies = machines(2)
+    await torn(copies)
+    copies[0].is_up = False
+    with pytest.raises(UnavailableError, match="under repair"):
+        await promote(store_over(copies))
+    done = await promote(store_over(copies), force=True)
+    assert any("different moments" in warning for warning in done.warnings)
+
+
+async def test_a_repair_that_was_cut_goes_on_and_ends_level() -> None:
+    copies = machines(2)
+    await torn(copies)
+    async with opened(copies) as store:
+        await level(store)
+        assert await content(copies[1]) == await content(copies[0])
+
+
+async def test_rows_that_were_deleted_while_a_copy_was_away_are_gone_there_too() -> None:
     copies = machines()
     async with opened(copies) as store:
         await store.commit("main", {KEY: b"1", OTHER: b"1"}, {}, op=Op("w", 1))
         await level(store)
         copies[2].is_up = False
-        for n in range(2, 6):
-            await store.commit("main", {KEY: b"%d" % n, OTHER: None}, {}, op=Op("w", n))
-        copies[2].is_up, copies[2].writes, copies[2].dies_at = True, 0, 3
-        for _ in range(1000):
-            if not copies[2].is_up:
-                break
-            await asyncio.sleep(0.002)
-    copies[0].is_up, copies[1].is_up, copies[2].is_up, copies[2].dies_at = False, False, True, 0
-    with pytest.raises(UnavailableError):
-        await promote(store_over(copies))
-    copies[1].is_up = True
-    done = await promote(store_over(copies))
-    assert done.first.startswith("copy 2")
+        await store.commit("main", {OTHER: None}, {}, op=Op("w", 2))
+    copies[2].is_up = True
     async with opened(copies) as store:
-        assert set(await store.read("main", [KEY, OTHER])) == {KEY}
+        await level(store)
+        assert set((await content(copies[2]))[1]) == {KEY}
+
+
+async def test_a_commit_that_overtakes_the_one_before_it_is_refused_by_the_follower() -> None:
+    copies = machines()
+    async with opened(copies) as store:
+        await put(store, 1)
+        await level(store)
+        copies[1].loses_next = copies[2].loses_next = 1
+        await asyncio.gather(
+            store.commit("main", {KEY: b"2"}, {}, op=Op("a", 1)), store.commit("main", {OTHER: b"3"}, {}, op=Op("b", 1))
+        )
+        await level(store)
+        assert await content(copies[1]) == await content(copies[2]) == await content(copies[0])
+
+
+async def test_a_follower_that_promised_takes_nothing_older_though_the_numbers_fit() -> None:
+    copies = machines()
+    async with opened(copies, deadline_seconds=0.2) as zombie:
+        await put(zombie, 1)
+        await level(zombie)
+        gate = copies[1].gate = copies[2].gate = asyncio.Event()
+        late = [
+            asyncio.ensure_future(zombie.commit("main", {KEY: b'"late"'}, {}, op=Op(name, 1))) for name in ("a", "b")
+        ]
+        await asyncio.sleep(0.02)  # commits 2 and 3 are on their way to both followers
+        copies[1].gate = copies[2].gate = None
+        for copy in copies[1:]:
+            promised = await Copy(copy, 0).promise("main", next_generation(FIRST_GENERATION, 1))
+            assert promised.number == 2, "in the place of the commit that will be lost"
+            copy.loses_next = 1
+        gate.set()
+        answers = await asyncio.gather(*late, return_exceptions=True)
+        assert not any(isinstance(answer, int) for answer in answers)
+        for copy in copies[1:]:
+            assert (await content(copy))[1][KEY].payload == b'{"n":1}'
+
+
+async def test_an_answer_of_the_old_first_copy_that_comes_after_a_promote_is_not_passed_on() -> None:
+    copies = machines()
+    async with opened(copies) as store:
+        await put(store, 1)
+        await level(store)
+        copies[0].answers = asyncio.Event()
+        late = [asyncio.ensure_future(store.commit("main", {KEY: b'"old"'}, {}, op=Op(f"w{at}", 1))) for at in range(6)]
+        await asyncio.sleep(0.02)
+        assert (await content(copies[0]))[0] == 7, "on the old first copy, which has not answered"
+        copies[0].is_up = False
+        await promote(store_over(copies))
+        assert (await store.read("main", [KEY]))[KEY].payload == b'{"n":1}'
+        copies[0].answers.set()
+        for answer in await asyncio.gather(*late, return_exceptions=True):
+            assert isinstance(answer, UnknownOutcomeError)
+        copies[0].answers = None
+        await store.commit("main", {OTHER: b"1"}, {}, op=Op("new", 1))
+        await asyncio.sleep(0.02)
+        assert (await content(copies[1]))[1] == (await content(copies[2]))[1]
+        assert (await store.read("main", [KEY]))[KEY].payload == b'{"n":1}'
 
 
 async def test_a_first_copy_that_lost_commits_is_refused_until_promote() -> None:

@@ -165,6 +165,9 @@ async def _start(scope: str, generation: int, first: Copy, standing: Standing) -
         whole_from=0,
         floor=0,
         was=None,
+        along=(),
+        along_promises=(),
+        spoilt=False,
     )
     version = await first.rewrite(standing, charter)
     if version != start:

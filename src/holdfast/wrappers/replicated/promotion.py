@@ -97,7 +97,7 @@ async def _promote(store: Replicated, *, force: bool) -> Promotion:
             if not force:
                 raise UnavailableError(f"{text}: bring another one back, or use --force and lose what only they hold")
             warnings.append(f"{text}: commits that only the others hold are lost")
-        ground = ground._replace(config=await _elect(ground, force=force))
+        ground = ground._replace(config=await _elect(ground, warnings, force=force))
         done = ground.scopes
     else:
         done = [scope for scope in ground.scopes if await _is_unfinished(scope, ground)]
@@ -170,7 +170,7 @@ async def _is_unfinished(scope: str, ground: _Ground) -> bool:
     return bool(found.charter_version) and found.generation < ground.config.generation
 
 
-async def _elect(ground: _Ground, *, force: bool) -> Config:
+async def _elect(ground: _Ground, warnings: list[str], *, force: bool) -> Config:
     """Have the copies that answer agree on the newest of them as the first."""
     config = ground.config
     newest = config.generation
@@ -181,14 +181,16 @@ async def _elect(ground: _Ground, *, force: bool) -> Config:
         leader = best_of(found)
         if leader is None:
             whole = [copy for copy, standing in found.items() if standing.is_whole]
-            if not whole or not force:
+            if not force:
                 raise UnavailableError(
                     f"scope {scope}: the newest of the copies that answer was under repair; bring another one back, "
                     "or use --force and keep what there is"
                 )
-            leader = max(whole, key=lambda copy: found[copy].rank)
+            leader = max(whole or found, key=lambda copy: (found[copy].is_whole, found[copy].rank))
+            if not whole:
+                warnings.append(f"scope {scope}: {leader.name} was under repair: its rows are of different moments")
         for copy, standing in found.items():
-            best[copy] += standing.is_whole and standing.rank == found[leader].rank
+            best[copy] += copy is leader or (standing.is_whole and standing.rank == found[leader].rank)
     # The copy that was the first is taken again only if nothing else is there: it answers, and is not wanted.
     first = max(ground.members, key=lambda copy: (copy.id != config.first, best[copy], -copy.at))
     generation = next_generation(newest, config.members.index(first.id))
