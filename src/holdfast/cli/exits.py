@@ -7,8 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import CorruptedError, FencedError, HoldfastError, InvalidInputError, NotFoundError
-from ..errors import UndecidedError, UnsafeSettingError
+from ..errors import (
+    CorruptedError,
+    FencedError,
+    HoldfastError,
+    InvalidInputError,
+    NotFoundError,
+    UndecidedError,
+    UnsafeSettingError,
+)
 
 OK = 0
 LOSS = 1

@@ -1,4 +1,4 @@
-"""``holdfast recover``: what was missed is planned; or planned, decided and carried out. Nothing is entered, and it ends.
+"""``holdfast recover``: what was missed is planned; or planned, decided and carried out. Nothing is entered.
 
 The same driver, session and step as a live run's, so that the run that comes next finds nothing left to decide. Events
 stay in the outbox for it: its listeners are told, by the run that has them. Trades go to the ledger at once.
