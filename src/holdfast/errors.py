@@ -102,3 +102,7 @@ class UnsafeSettingError(HoldfastError):
 
 class FailedError(HoldfastError):
     """The store was closed, or an earlier write failed part-way. Close it and open it again."""
+
+
+class OrderError(HoldfastError):
+    """A venue refused an order, or may hold one twice. The engine goes on; look at the account."""

@@ -156,7 +156,9 @@ EventKind = Literal[
     "scheduled", "opened", "partial_profit", "partial_loss", "closed", "cancelled", "rejected"
 ]  # fmt: skip
 CloseReason = Literal["take_profit", "stop_loss", "time_expired", "operator", "policy"]
-CancelReason = Literal["timeout", "stop_loss", "stopped", "risk"]
+CancelReason = Literal[
+    "timeout", "stop_loss", "stopped", "risk", "order_rejected", "order_expired", "order_cancelled"
+]  # fmt: skip
 
 
 class Event(Row, frozen=True, kw_only=True, omit_defaults=True):

@@ -20,6 +20,7 @@ from ..rules.candles import MAX_FETCH_CANDLES, MINUTE_MS, Candle, CandleError, f
 from ..rules.params import Params
 from ..rules.risk import RiskProfile
 from ..store import Store
+from .executor import Executor
 from .gap import Gap
 from .lanes import Sleep
 from .listeners import Failure, Listeners, Performance
@@ -27,7 +28,7 @@ from .ownership import OnConflict
 from .registry import ExchangeSpec, StrategySpec
 from .session import Session
 from .turns import Turn
-from .worker import LEASE_SECONDS, sign_of_life
+from .worker import LEASE_SECONDS, SignOfLife, sign_of_life
 
 _YIELDED = frozenset(("opened", "closed", "cancelled"))
 _FIRST_PAUSE_SECONDS = 1.0
@@ -144,11 +145,13 @@ class Driver:
                     if await self._cancelled(session):
                         continue
                     if session.state.signal is None and session.state.scheduled is None:
+                        await session.orders_quiet()
                         if len(session.outbox) == 0:
                             return
                         await self._pause()  # the ledger cannot be written now
                         continue
                 if not await self._advance(session):
+                    await session.orders_quiet()
                     return
 
     def new_session(self, store: Store) -> Session:
@@ -159,10 +162,18 @@ class Driver:
         session = self.session = Session(
             self.context, self._strategy, self._exchange, store, listeners=self._listeners, params=self._params,
             risk_profiles=self._profiles, holder=self._holder, clock=self._clock, sleep=self._sleep,
-            sign=sign, on_conflict=self._on_conflict,
+            sign=sign, on_conflict=self._on_conflict, executor=self._executor(sign),
         )  # fmt: skip
         session.stopping = self._stop.is_set()
         return session
+
+    def _executor(self, sign: SignOfLife | None) -> Executor | None:
+        if self._exchange.broker is None:
+            return None
+        return Executor(
+            self._exchange.broker, format_quantity=self._exchange.format_quantity, params=self._params,
+            listeners=self._listeners, sign=sign, clock=self._clock, sleep=self._sleep,
+        )  # fmt: skip
 
     async def _recover(self, session: Session) -> None:
         """Recover, however long the store takes to answer."""
@@ -207,6 +218,8 @@ class Driver:
         if session.is_released:
             await self._recover(session)
             return True
+        if session.executor is not None and not await self._entered(session):
+            return True
         if gap is not None and not await self._planned(gap):
             return True
         candle = self._queue.popleft()
@@ -232,6 +245,15 @@ class Driver:
                     "performance", Performance(context=self.context, mode="live", metric="tick", seconds=seconds)
                 )
         return True
+
+    async def _entered(self, session: Session) -> bool:
+        """Have it known what became of an entry before anything is decided on it; False when that must wait."""
+        try:
+            return await session.settle_orders(self._queue[0]) is None  # else there is an event to tell first
+        except UnavailableError as error:
+            await self._report("store", error)
+            await self._pause()
+            return False
 
     def _is_fresh(self, candle: Candle) -> bool:
         """Whether a candle that is the last one at hand may begin something."""

@@ -52,7 +52,7 @@ _log = logging.getLogger("holdfast")
 MAX_ATTEMPTS = 20
 """How often recovery reads again when other contexts change a shared profile meanwhile."""
 
-_STOPPING_DOMAINS = ("signal", "schedule", "partial", "session", "outbox")
+_STOPPING_DOMAINS = ("signal", "schedule", "partial", "session", "outbox", "order")
 
 
 class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from ..errors import InvalidInputError
 from ..rules.candles import INTERVALS_MS, STRATEGY_INTERVALS
 from ..rules.params import Params, get_config
 from ..rules.risk import RiskProfile, Validation
+from .broker import Broker
 from .plan import RECOVERY_POLICIES, RecoveryPolicy
 from .sizings import Sizings, add_once, find
 from .specs import (
@@ -73,10 +74,10 @@ class Registry(Sizings):
         self._sizings = {}
 
     @overload
-    def add_exchange(self, source: T, *, exchange_name: str | None = None) -> T: ...
+    def add_exchange(self, source: T, *, exchange_name: str | None = None, broker: Broker | None = None) -> T: ...
 
     @overload
-    def add_exchange(self, *, exchange_name: str) -> Callable[[T], T]: ...
+    def add_exchange(self, *, exchange_name: str, broker: Broker | None = None) -> Callable[[T], T]: ...
 
     @overload
     def add_exchange(
@@ -88,6 +89,7 @@ class Registry(Sizings):
         format_quantity: Callable[[str, float], str] | None = None,
         on_candle_data: Callable[..., object] | None = None,
         wait_closed: Callable[..., Awaitable[int]] | None = None,
+        broker: Broker | None = None,
     ) -> ExchangeSpec: ...
 
     def add_exchange(
@@ -100,6 +102,7 @@ class Registry(Sizings):
         format_quantity: Callable[[str, float], str] | None = None,
         on_candle_data: Callable[..., object] | None = None,
         wait_closed: Callable[..., Awaitable[int]] | None = None,
+        broker: Broker | None = None,
     ) -> Any:
         """Add an exchange: by its functions, by an object or class that has them, or as a decorator.
 
@@ -108,6 +111,8 @@ class Registry(Sizings):
                 arguments first. Arguments go before its members.
             get_candles: (symbol, interval, since_ms, limit) → candles, oldest first; sync or async.
             format_price: (symbol, price) → text; without it, up to 8 decimals.
+            broker: Where live runs send orders; a backtest never does. Without one, events are all that comes of a
+                signal.
 
         Returns:
             ``source``, so that a decorated class stays what it was; else the :class:`ExchangeSpec`.
@@ -117,7 +122,7 @@ class Registry(Sizings):
             "on_candle_data": on_candle_data, "wait_closed": wait_closed,
         }  # fmt: skip
         if source is None and get_candles is None:
-            return lambda later: self.add_exchange(later, exchange_name=exchange_name, **given)
+            return lambda later: self.add_exchange(later, exchange_name=exchange_name, broker=broker, **given)
         made = as_instance(source) if inspect.isclass(source) else source
         found: dict[str, Any] = {name: value or getattr(made, name, None) for name, value in given.items()}
         name = exchange_name or getattr(made, "exchange_name", None)
@@ -126,6 +131,9 @@ class Registry(Sizings):
         for member, value in found.items():
             if value is not None and not callable(value):
                 raise InvalidInputError(f"exchange {name!r}: {member} must be callable, not {value!r:.80}")
+        broker = broker if broker is not None else getattr(made, "broker", None)
+        if broker is not None and not isinstance(broker, Broker):
+            raise InvalidInputError(f"exchange {name!r}: its broker {broker!r:.80} has not the methods of a Broker")
         candles = found["get_candles"]
         if candles is None:
             raise InvalidInputError(f"exchange {name!r} has no get_candles(symbol, interval, since_ms, limit): add one")
@@ -136,6 +144,7 @@ class Registry(Sizings):
             format_quantity=found["format_quantity"] or plain_number,
             on_candle_data=found["on_candle_data"],
             wait_closed=found["wait_closed"],
+            broker=broker,
             source=made,
         )
         add_once(self._exchanges, "exchange", spec.exchange_name, spec)

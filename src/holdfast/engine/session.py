@@ -27,7 +27,7 @@ import msgspec
 
 from ..contract import Key
 from ..domains import context_key, guard_key
-from ..errors import FailedError, FencedError, HoldfastError, UnavailableError
+from ..errors import FailedError, HoldfastError, UnavailableError
 from ..names import Context
 from ..rows import CloseReason, Event, Guard, Owner, Row, Signal
 from ..rules.candles import MINUTE_MS, Candle, Window
@@ -41,11 +41,13 @@ from ..rules.signals import (
     Transition,
     step,
     stop_scheduled,
+    withdraw,
 )
 from ..store import Loaded, Store
 from .background import Background
 from .commits import Outages, begins, changes, vacancies
 from .decider import Decider
+from .executor import Executor
 from .lanes import Sleep
 from .listeners import Failure, Listeners, Tick
 from .news import tell_restored, tick_of
@@ -88,6 +90,7 @@ class Session:
         sleep: Takes seconds; a seam for tests.
         sign: The sign of life of this process, where the store is shared with others.
         on_conflict: What to do about a live owner of the context; see :mod:`holdfast.engine.ownership`.
+        executor: Sends its orders; None: it has no broker, and events are all that comes of it.
         cap_rows: Most event rows that may wait; see :mod:`holdfast.engine.outbox`.
     """
 
@@ -106,6 +109,7 @@ class Session:
         sleep: Sleep = asyncio.sleep,
         sign: SignOfLife | None = None,
         on_conflict: OnConflict = "refuse",
+        executor: Executor | None = None,
         cap_rows: int = CAP_ROWS,
     ) -> None:
         self.context, self.strategy, self.exchange, self.store = context, strategy, exchange, store
@@ -120,6 +124,7 @@ class Session:
         self._listeners, self._holder = listeners, holder
         self._clock, self._sleep = clock, sleep
         self._sign, self._on_conflict = sign, on_conflict
+        self.executor = executor
         self.fenced = asyncio.Event()
         """Set when somebody else has taken the context over, though nothing was to be committed."""
         self._settler = Settler(
@@ -150,6 +155,8 @@ class Session:
 
         Crash: Any part may be done or not; recovering again does the rest.
         """
+        if self.executor is not None:
+            await self.executor.close()
         await self._flush_last()  # a deletion under the old tenure must not be taken for a takeover
         if self._sign is not None:
             await self._sign.join(self)  # first: an owner without a sign of life may be replaced at once
@@ -170,6 +177,9 @@ class Session:
         self.outbox = self.outbox.fresh()
         self.outbox.add(found.events)
         self._restored = found.state.signal or found.state.scheduled
+        if self.executor is not None:
+            await self.executor.recover(self)
+            self._stopped = bool(stopped_reasons(self.store, self.context))
         return found.report
 
     async def look(self) -> tuple[str, ...]:
@@ -237,6 +247,8 @@ class Session:
             if self._broken is not None or self._behind:
                 return self._step_late(candle, entries)
             entries = self._entries(candle, entries)
+        if self.executor is not None and self.executor.holds_candles:
+            return self._step_entered(candle, entries)
         self.window.push(candle)
         outcome = step(self.state, candle, self.window, self.spec, entries=entries)
         if outcome is None:
@@ -269,6 +281,8 @@ class Session:
     def may_enter(self, candle_ms: int) -> bool:
         """Whether something may begin on the candle, as far as the session knows."""
         # On record as an outage it stays one, though it may still be the newest candle when the next run begins.
+        if self.executor is not None and self.executor.blocks_entries:
+            return False
         return candle_ms > self._outage_to_ms and not (self._stopping or self._stopped or self.outbox.crowded)
 
     def forbid(self, from_ms: int, to_ms: int) -> None:
@@ -291,8 +305,8 @@ class Session:
         over = self._tenure is None or self._broken is not None or self._letting_go
         return None if over or self._tenure is None else self._tenure.owner
 
-    def fence(self, error: FencedError) -> None:
-        """Stop at once: the context is somebody else's."""
+    def fence(self, error: HoldfastError) -> None:
+        """Stop at once: the context is somebody else's, or its orders cannot go on."""
         self._break(error)
         self.fenced.set()
 
@@ -325,6 +339,44 @@ class Session:
                 self._behind.extend(late)
                 break
         return transition
+
+    async def _step_entered(self, candle: Candle, entries: bool) -> Transition | None:
+        try:
+            gone = await self.settle_orders(candle)
+        except UnavailableError as error:
+            self._behind.append(candle)
+            await self._report("store", error, candle)
+            return None
+        again = self.step(candle, entries=entries)
+        return gone if again is None else await again or gone
+
+    async def settle_orders(self, candle: Candle | None = None) -> Transition | None:
+        """Wait until it is known what became of the open signal's entry, and cancel the signal if nothing came of it.
+
+        Args:
+            candle: The next one to step, in case there was none before it.
+
+        Raises:
+            UnavailableError: The cancellation cannot be committed now; nothing was changed.
+
+        Crash: The order tells the next start the same.
+        """
+        reason = None if self.executor is None else await self.executor.entered()
+        if self._broken is not None:
+            raise self._broken
+        if reason is None or not (self.window.candles or candle):
+            return None
+        last, price = (self.window.candles[-1], self.window.price()) if self.window.candles else (candle, candle[4])  # type: ignore[index]
+        transition = withdraw(self.state, self.spec, cast("Candle", last), price, reason)
+        if transition is not None:
+            self._plain = False
+            await self._commit(transition, {})
+        return transition
+
+    async def orders_quiet(self) -> None:
+        """Wait until no order is under way and nothing is left to close but what is open."""
+        if self.executor is not None:
+            await self.executor.quiet()
 
     async def stop_scheduled(self) -> Transition | None:
         """Cancel the waiting signal because the run is stopped; None when none waits or no candle was seen yet."""
@@ -384,8 +436,7 @@ class Session:
             return await self._settle_once(outcome, candle, reply)
         except UnavailableError as error:
             self._behind.append(candle)
-            at_ms = candle[0] + MINUTE_MS
-            await self._listeners.report(Failure(where="store", error=error, context=self.context, at_ms=at_ms))
+            await self._report("store", error, candle)
             return None
         except HoldfastError as error:
             self._broken = error
@@ -396,6 +447,10 @@ class Session:
             if isinstance(error, Exception):
                 raise self._broken from error
             raise
+
+    async def _report(self, where: str, error: Exception, candle: Candle) -> None:
+        at_ms = candle[0] + MINUTE_MS
+        await self._listeners.report(Failure(where=where, error=error, context=self.context, at_ms=at_ms))
 
     async def _settle_once(
         self, outcome: Transition | Question | None, candle: Candle, reply: Any
@@ -411,6 +466,12 @@ class Session:
             if self._stopping and begins(self.state, decided.transition.state):
                 self.outages.forbid(candle[0])  # stopped while its user's code was thinking
                 return None
+            if self.executor is not None and begins(self.state, decided.transition.state):
+                refusal = self.executor.refusal(decided.transition.state)
+                if refusal is not None:
+                    self.outages.forbid(candle[0])
+                    await self._report("strategy", refusal, candle)
+                    return None
             try:
                 await self._commit(decided.transition, checked)
             except GuardMovedError:
@@ -432,12 +493,15 @@ class Session:
         rows, held = changes(
             self.context, before, transition, held=self._held, risk_names=self.spec.risk_names, guards=guards
         )
+        orders = {} if self.executor is None else self.executor.intents(before, transition)
         expect = {key: 0 if loaded is None else loaded.version for key, loaded in checked.items()}
-        await self._send(rows, expect | vacancies(self.context, before, after, self._ignored_version))
+        await self._send(rows | orders, expect | vacancies(self.context, before, after, self._ignored_version))
         self.state, self._held = after, held
         self.outbox.add(transition.events)
         if after.scheduled is not None:
             self._ignored_version = 0
+        if self.executor is not None:
+            self.executor.committed(orders)
 
     async def _send(self, rows: dict[Key, Row | None], guards: Mapping[Key, int]) -> None:
         """Commit rows, and with them the deletion of delivered events and the outages not yet on record."""
@@ -509,6 +573,8 @@ class Session:
         """
         was_open = self._broken is None and self._tenure is not None
         try:
+            if self.executor is not None:
+                await self.executor.close()
             await self._flush_last()
             await self._let_go()
         finally:

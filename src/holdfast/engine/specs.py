@@ -12,6 +12,7 @@ import msgspec
 from ..errors import InvalidInputError
 from ..rules.candles import INTERVALS_MS, Candle
 from ..rules.risk import Validation
+from .broker import Broker
 from .plan import RecoveryPolicy
 
 
@@ -27,6 +28,8 @@ class ExchangeSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Called after each fetch with (symbol, interval, since, limit, candles)."""
     wait_closed: Callable[[str, int | None], Awaitable[int]] | None = None
     """Waits until a candle newer than the given one has closed; without it, the wall clock decides."""
+    broker: Broker | None = None
+    """Where orders go in live; None: events are all that comes of a signal."""
     source: Any = None
     """The object or class that was added, if one was."""
 

@@ -51,6 +51,13 @@ class Params(msgspec.Struct, frozen=True, kw_only=True):
     both_hit: BothHit = "take_profit"
     """What a candle that holds both stop and target means; ``undecided`` asks ``on_both_hit``."""
 
+    entry_validity_seconds: float = 30.0
+    """With a broker: how long an entry may take to be sent and filled; over 0. The rest of it is cancelled then."""
+    exit_validity_seconds: float = 10.0
+    """With a broker: the same for one attempt of an exit, after which the next follows; over 0."""
+    order_grace_seconds: float = 5.0
+    """With a broker: how far its clock and this one may be apart, and an order be late; over 0."""
+
 
 _ABOVE_ZERO = (
     "schedule_await_minutes",
@@ -62,6 +69,9 @@ _ABOVE_ZERO = (
     "max_signal_generation_seconds",
     "get_candles_price_anomaly_threshold_factor",
     "get_candles_min_candles_for_median",
+    "entry_validity_seconds",
+    "exit_validity_seconds",
+    "order_grace_seconds",
 )
 _NOT_NEGATIVE = ("percent_slippage", "percent_fee", "get_candles_retry_count", "get_candles_retry_delay_ms")
 _ROUNDING = 1e-9  # 2 · (0.1 + 0.2) is 0.6000000000000001: must not refuse 0.6

@@ -48,6 +48,7 @@ __all__ = [
     "stop_scheduled",
     "stored_failures",
     "take_over",
+    "withdraw",
 ]
 
 MAX_CLOSED_IDS = 100
@@ -213,6 +214,13 @@ def expire(state: State, spec: Spec, candle: Candle, price: float) -> Transition
     return _close(Question(state=state, candle=candle, spec=spec, price=price), state.signal, "time_expired")
 
 
+def withdraw(state: State, spec: Spec, candle: Candle, price: float, reason: CancelReason) -> Transition | None:
+    """Cancel the open signal because its entry never came to be at the venue; None when none is open."""
+    if state.signal is None:
+        return None
+    return _cancel(Question(state=state, candle=candle, spec=spec, price=price), state.signal, reason)
+
+
 def close_now(state: State, spec: Spec, candle: Candle, price: float, reason: CloseReason) -> Transition | None:
     """Close the open signal at ``price`` because somebody wants it closed; None when none is open."""
     if state.signal is None:
@@ -339,7 +347,7 @@ def _close(at: Question, signal: Signal, reason: CloseReason, *, both_hit: bool 
     return _transition(at, (event,), used_id=signal.id)
 
 
-def _cancel(at: Question, scheduled: ScheduledSignal, reason: CancelReason) -> Transition:
+def _cancel(at: Question, scheduled: Signal, reason: CancelReason) -> Transition:
     return _transition(at, (_event(at, "cancelled", scheduled, reason=reason),), used_id=scheduled.id)
 
 

@@ -1,0 +1,71 @@
+"""What an answer of the venue makes of an order: plain functions, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ..rows import Order, OrderState
+from .broker import OrderReport, VenuePosition
+from .orders import DUST, ENDS, EXITS, Book, replaced
+
+GONE_AFTER = 2
+"""How many exits of a signal must be refused before the account's positions are believed to show nothing to close."""
+
+
+def answered(order: Order, report: OrderReport, *, resent: bool = False) -> Order:
+    """Return what an order has become.
+
+    Args:
+        resent: The report answers a request that was not the order's first: a refusal says nothing of the first.
+    """
+    refused = report.state in ("rejected", "expired")
+    if refused and report.filled_quantity == 0 and (report.repeated or resent):
+        return replaced(order, state="unknown", note=report.note)
+    filled = max(order.filled_quantity, report.filled_quantity)
+    state: OrderState = report.state
+    if state == "sent" and order.state in ("open", "partial"):
+        state = order.state
+    if state in ("sent", "open") and filled > 0:
+        state = "partial"
+    if state in ("open", "partial") and filled >= order.quantity * (1 - DUST):
+        state = "filled"
+    return replaced(
+        order, state=state, filled_quantity=filled, venue_id=report.venue_id or order.venue_id,
+        average_price=order.average_price if report.average_price is None else report.average_price,
+        note=report.note or order.note,
+    )  # fmt: skip
+
+
+def together(reports: Sequence[OrderReport]) -> tuple[OrderReport | None, int]:
+    """Put what the venue says of one client order id into one report, and count the orders that it has under it.
+
+    More than one is an order twice: the fills add up, so that an exit closes all of it.
+    """
+    newest: dict[str, OrderReport] = {}
+    for report in reports:
+        known = newest.get(report.venue_id)
+        if known is None or (report.filled_quantity, report.state in ENDS) >= (
+            known.filled_quantity,
+            known.state in ENDS,
+        ):
+            newest[report.venue_id] = report
+    if not newest:
+        return None, 0
+    orders = list(newest.values())
+    # One that still rests decides what is to be done; then one that was filled tells more than a refusal.
+    orders.sort(key=lambda one: (one.state in ENDS, one.filled_quantity == 0))
+    filled = sum(one.filled_quantity for one in orders)
+    return msgspec.structs.replace(orders[0], filled_quantity=filled), len(orders)
+
+
+def missing(order: Order, book: Book, positions: Sequence[VenuePosition]) -> float:
+    """Return how much of a refused exit the venue no longer has to close, by what the account holds."""
+    refusals = [one for one in book.of(order.signal_id) if one.action in EXITS and one.state == "rejected"]
+    if order.state != "rejected" or len(refusals) < GONE_AFTER:
+        return 0.0
+    side = "long" if order.side == "sell" else "short"
+    held = sum(one.quantity for one in positions if one.symbol == order.context[1] and one.side == side)
+    left = book.position(order.signal_id)
+    return max(0.0, left - held) if left > held else 0.0

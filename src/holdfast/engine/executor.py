@@ -1,0 +1,423 @@
+"""Executing: the orders of one context are sent, asked about and recorded, one thing at a time.
+
+What is to be done is decided by :mod:`holdfast.engine.orders` from the rows alone. Here it is done: intents are
+committed by the session together with the transition that wants them; then this sends, and commits each answer under
+the session's tenure before it does anything else.
+
+Invariants:
+
+* Nothing is sent that was not committed before, and nothing at all without the context and, on a shared store, the
+  lease. After a refused commit nothing more is sent.
+* An answer that could not be committed yet is committed before the next thing is done.
+* No candle is decided for an open signal before it is known what became of its entry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from ..contract import Key
+from ..domains import context_key, order_key
+from ..errors import (
+    FailedError,
+    HoldfastError,
+    InvalidInputError,
+    OrderError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
+from ..names import Context
+from ..rows import CancelReason, Order, Row
+from ..rules.params import Params
+from ..rules.signals import State, Transition
+from .answers import answered, missing
+from .broker import Broker
+from .lanes import Sleep
+from .listeners import Failure, Listeners
+from .orders import (
+    EXITS,
+    Ask,
+    Book,
+    Cancel,
+    Put,
+    Send,
+    Step,
+    Terms,
+    Wait,
+    is_ended,
+    may_turn_up,
+    next_step,
+    replaced,
+    superseded,
+    unfound,
+    wanted,
+    withdrawal,
+)
+from .venue import Venue, quantity_of
+from .worker import SignOfLife
+
+if TYPE_CHECKING:
+    from .session import Session
+
+_log = logging.getLogger("holdfast")
+
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 30.0
+
+
+class Executor:
+    """Executes the orders of one session.
+
+    Args:
+        broker: Where they go.
+        format_quantity: The exchange's.
+        sign: The sign of life of this process, where the store is shared.
+        clock: Tells the time in epoch milliseconds.
+        sleep: Takes seconds; a seam for tests.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        format_quantity: Callable[[str, float], str],
+        params: Params,
+        listeners: Listeners,
+        sign: SignOfLife | None,
+        clock: Callable[[], int],
+        sleep: Sleep,
+    ) -> None:
+        self.book = Book()
+        grace_seconds = params.order_grace_seconds + (0.0 if sign is None else sign.lease_seconds)
+        exit_ms = round(1000 * params.exit_validity_seconds)
+        self.terms = Terms(
+            account=broker.account, features=broker.features, exit_validity_ms=exit_ms,
+            entry_validity_ms=round(1000 * params.entry_validity_seconds), grace_ms=round(1000 * grace_seconds),
+            poll_ms=max(20, min(1000, exit_ms // 10)),
+        )  # fmt: skip
+        self._venue = Venue(broker, self.terms)
+        self._format_quantity, self._listeners = format_quantity, listeners
+        self._sign, self._clock, self._sleep = sign, clock, sleep
+        self._session: Session | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._changed, self._moved = asyncio.Event(), asyncio.Event()
+        self._over = True
+        """Nothing more is sent: closed, fenced or failed."""
+        self._forget()
+
+    def _forget(self) -> None:
+        self._unsent: set[str] = set()
+        """What this process committed and certainly has not sent."""
+        self._asked: dict[str, int] = {}
+        self._doubtful: set[str] = set()
+        self._twice: set[str] = set()
+        self._pause_seconds = 0.0
+
+    # ------------------------------------------------------------------ for the session
+
+    async def recover(self, session: Session) -> None:
+        """Read the orders of a session that owns its context, and begin. May be called again.
+
+        Raises:
+            InvalidInputError: Orders of another account are under way: start with that account's key.
+            UnavailableError: The store cannot be read now; call again.
+
+        Crash: As before: every order that was sent is in the store.
+        """
+        await self.close()
+        self._forget()
+        rows = await session.store.scan("order", context_key("session", session.context).entity_name)
+        self.book = Book(cast("Order", loaded.row) for loaded in rows.values())
+        for order in self.book.orders.values():
+            if order.account != self.terms.account and not self.book.is_settled(order.signal_id):
+                raise InvalidInputError(
+                    f"{session.context}: order {order.client_order_id} is under way in the account {order.account!r}, "
+                    f"and this broker trades {self.terms.account!r}: start with the key of the first"
+                )
+            if self._is_doubtful(order):
+                self._doubtful.add(order.client_order_id)
+        self._session, self._over = session, False
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"orders {session.context}")
+
+    def refusal(self, state: State) -> InvalidInputError | None:
+        """Say why what is about to begin cannot be traded; None when it can."""
+        signal = state.signal or state.scheduled
+        try:
+            if signal is not None:
+                quantity_of(signal, self._format_quantity)
+        except InvalidInputError as error:
+            return error
+        return None
+
+    def intents(self, before: State, transition: Transition) -> dict[Key, Row | None]:
+        """Return the order rows that go into the commit of a transition, deletions of old ones first."""
+        after = transition.state
+        if (before.signal and before.signal.id) == (after.signal and after.signal.id):
+            return {}
+        opened, owner = after.signal, None if self._session is None else self._session.owner
+        orders = wanted(
+            self.book, before.signal, opened, self.terms, now_ms=self._clock(),
+            epoch=0 if owner is None else owner.epoch,
+            quantity=None if opened is None else quantity_of(opened, self._format_quantity),
+            price=next((event.price_close for event in transition.events if event.price_close), None),
+        )  # fmt: skip
+        return self._rows(*orders)
+
+    def committed(self, rows: dict[Key, Row | None]) -> None:
+        """Take note that intents were committed; they are sent from now on. Call it once memory has followed."""
+        for key, row in rows.items():
+            if isinstance(row, Order):
+                self.book.put(row)
+                self._unsent.add(row.client_order_id)
+            else:
+                self.book.drop(key.entity_id)
+        self._tell()
+
+    @property
+    def holds_candles(self) -> bool:
+        """Whether it is not known yet what became of the open signal's entry, or that nothing did."""
+        if self._session is None or self._session.state.signal is None:
+            return False
+        signal_id = self._session.state.signal.id
+        return not self.book.is_entered(signal_id) or withdrawal(self.book, signal_id) is not None
+
+    @property
+    def blocks_entries(self) -> bool:
+        """Whether an earlier signal's orders are not settled yet."""
+        return bool(self.book.unsettled(but=self._open_id))
+
+    async def entered(self) -> CancelReason | None:
+        """Wait until it is known what became of the open signal's entry; return why the signal must go, or None."""
+        await self._until(lambda: self._open_id is None or self.book.is_entered(self._open_id))
+        return None if self._over else withdrawal(self.book, self._open_id)
+
+    async def quiet(self) -> None:
+        """Wait until no order is under way and nothing is left to close but what is open."""
+        await self._until(
+            lambda: not self._doubtful and all(map(is_ended, self.book.orders.values())) and not self.blocks_entries
+        )
+
+    async def close(self) -> None:
+        """Send nothing more, wait for the answer that is under way, and end. Repeatable.
+
+        Crash: What is under way is asked about by the next run.
+        """
+        self._over = True
+        self._tell()
+        task, self._task = self._task, None
+        if task is not None:
+            await asyncio.gather(task, return_exceptions=True)
+
+    # ------------------------------------------------------------------ the loop
+
+    @property
+    def _open_id(self) -> str | None:
+        signal = None if self._session is None else self._session.state.signal
+        return None if signal is None else signal.id
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not (self._over or condition()):
+            await self._moved.wait()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def _run(self) -> None:
+        assert self._session is not None
+        try:
+            while not self._over and self._session.owner is not None:
+                self._changed.clear()
+                step = next_step(
+                    self.book, self._open_id, self.terms, now_ms=self._clock(), epoch=self._session.owner.epoch,
+                    unsent=self._unsent, asked=self._asked, doubtful=self._doubtful,
+                )  # fmt: skip
+                await self._do(step)
+        except HoldfastError as error:
+            self._session.fence(error)
+        except Exception as error:  # a fault of ours: somebody must hear of it, and nothing more may be sent
+            self._session.fence(FailedError(f"{self._session.context}: its orders stopped: {error!r}"))
+            raise
+        finally:
+            self._over = True
+            self._tell()
+
+    async def _do(self, step: Step) -> None:
+        match step:
+            case Wait():
+                await self._rest(None if step.until_ms is None else (step.until_ms - self._clock()) / 1000)
+            case Put():
+                await self._record(step.order)
+            case Send():
+                await self._send(step)
+            case Ask():
+                await self._ask(step.order)
+            case Cancel():
+                await self._cancel(step.order)
+
+    async def _rest(self, seconds: float | None) -> None:
+        """Sleep, or until something has changed."""
+        changed = asyncio.ensure_future(self._changed.wait())
+        waits: set[asyncio.Future[Any]] = {changed}
+        if seconds is not None:
+            waits.add(asyncio.ensure_future(self._sleep(max(seconds, 0.001))))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    # ------------------------------------------------------------------ doing
+
+    async def _send(self, step: Send) -> None:
+        order = step.order
+        if self._sign is not None and not self._sign.is_held:
+            await self._rest(self.terms.poll_ms / 1000)  # others may own it already: that shows with the next commit
+            return
+        if not step.again:
+            self._unsent.discard(order.client_order_id)
+        self._asked[order.client_order_id] = self._clock()
+        try:
+            report = await self._venue.submit(order)
+        except UnavailableError as error:
+            if not step.again:
+                self._unsent.add(order.client_order_id)
+            await self._trouble(error)
+        except UnknownOutcomeError as error:
+            self._asked.pop(order.client_order_id, None)
+            if order.state != "unknown":
+                await self._record(replaced(order, state="unknown", note=str(error)[:200]))
+        except HoldfastError as error:  # it can never work
+            if step.again:
+                await self._trouble(error)
+            else:
+                await self._record(replaced(order, state="rejected", note=str(error)[:200]))
+        else:
+            self._pause_seconds = 0.0
+            now = answered(order, report, resent=step.again)
+            if now.state == "unknown":
+                self._asked.pop(order.client_order_id, None)
+            await self._record(await self._looked_for(now))
+
+    async def _ask(self, order: Order) -> None:
+        self._asked[order.client_order_id] = self._clock()
+        try:
+            report, count = await self._venue.known(order)
+        except HoldfastError as error:
+            await self._trouble(error)
+            return
+        self._pause_seconds = 0.0
+        self._doubtful.discard(order.client_order_id)
+        if count > 1:
+            await self._tell_twice(order, count)
+        if report is not None:
+            now = answered(order, report)
+            if now != order:
+                await self._record(await self._looked_for(now))
+        elif not is_ended(order):
+            step = unfound(order, self.terms, now_ms=self._clock(), is_open=order.signal_id == self._open_id)
+            if isinstance(step, Send | Put):
+                await self._do(step)
+        self._tell()
+
+    async def _cancel(self, order: Order) -> None:
+        self._asked[order.client_order_id] = self._clock()
+        if self._sign is not None and not self._sign.is_held:
+            await self._rest(self.terms.poll_ms / 1000)
+            return
+        try:
+            report = await self._venue.cancel(order)
+        except HoldfastError as error:
+            await self._trouble(error)
+            return
+        if report is None:
+            await self._ask(order)
+        elif (now := answered(order, report)) != order:
+            await self._record(now)
+
+    async def _looked_for(self, order: Order) -> Order:
+        """Return a refused exit with what the account no longer has to close."""
+        if order.action in EXITS and order.state == "rejected" and order.reduce_only:
+            book = Book([*self.book.orders.values(), order])
+            try:
+                gone = missing(order, book, await self._venue.positions())
+            except HoldfastError as error:
+                await self._trouble(error)
+                return order
+            if gone:
+                return replaced(order, missing_quantity=gone, note=f"{order.note}: the account holds no more of it")
+        return order
+
+    # ------------------------------------------------------------------ recording and telling
+
+    def _rows(self, *orders: Order) -> dict[Key, Row | None]:
+        """Return the rows of a commit: of a new order also the deletions that go with it."""
+        rows: dict[Key, Row | None] = {}
+        for order in orders:
+            context = Context(*order.context)
+            if order.client_order_id not in self.book.orders:
+                rows |= {order_key(context, name): None for name in superseded(self.book, order)}
+            rows[order_key(context, order.client_order_id)] = order
+        return rows
+
+    async def _record(self, order: Order) -> None:
+        """Commit what an order has become, however long that takes: nothing may be done on what is not on record."""
+        assert self._session is not None
+        is_new, rows = order.client_order_id not in self.book.orders, self._rows(order)
+        while True:
+            try:
+                await self._session.note(rows)
+                break
+            except UnavailableError as error:
+                if self._over:
+                    return  # whoever comes next asks the venue
+                await self._trouble(error)
+        was = self.book.orders.get(order.client_order_id)
+        if is_new:
+            self.committed(rows)
+            return
+        self.book.put(order)
+        if is_ended(order):
+            self._asked.pop(order.client_order_id, None)
+            if self._is_doubtful(order):
+                self._doubtful.add(order.client_order_id)
+        self._tell()
+        if order.state in ("rejected", "expired") and (was is None or was.state != order.state):
+            await self._tell_of(order)
+
+    def _is_doubtful(self, order: Order) -> bool:
+        """Whether the venue must be asked once more when an ended order can no longer change."""
+        if self.terms.features.refuses_repeated_ids != "always":
+            return is_ended(order)
+        return order.state in ("cancelled", "expired")
+
+    async def _tell_of(self, order: Order) -> None:
+        what = f"the {order.action} order {order.client_order_id} of signal {order.signal_id!r:.80}"
+        told = f"{what} was {order.state}: {order.note or 'the venue gave no reason'}"
+        if may_turn_up(order, self.terms):
+            told += "; the venue refuses no late request, so it may still turn up, and an exit may be there twice"
+        await self._report(OrderError(told))
+
+    async def _tell_twice(self, order: Order, count: int) -> None:
+        if order.client_order_id not in self._twice:
+            self._twice.add(order.client_order_id)
+            told = f"order {order.client_order_id} is at the venue {count} times: all of it will be closed"
+            await self._report(OrderError(told))
+
+    async def _trouble(self, error: HoldfastError) -> None:
+        """Report the first of a row of failures, and pause longer after each."""
+        if not self._pause_seconds:
+            await self._report(error)
+        self._pause_seconds = min(max(2 * self._pause_seconds, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+        if not self._over:
+            self._changed.clear()
+            await self._rest(min(self._pause_seconds, self.terms.exit_validity_ms / 1000))
+
+    async def _report(self, error: HoldfastError) -> None:
+        context = None if self._session is None else self._session.context
+        _log.warning("%s: orders: %s", context, error)
+        await self._listeners.report(Failure(where="orders", error=error, context=context, at_ms=self._clock()))

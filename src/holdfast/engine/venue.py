@@ -1,0 +1,95 @@
+"""Asking a venue: the broker's calls, bounded in time and with their outcome named, and what is traded there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from ..errors import HoldfastError, InvalidInputError, UnknownOutcomeError
+from ..rows import Order, Signal
+from .answers import together
+from .broker import Broker, OrderReport, VenuePosition
+from .orders import Terms, request_of
+
+T = TypeVar("T")
+
+CALL_SECONDS = 15.0
+"""After so long without an answer a call of the broker counts as lost."""
+_HISTORY_MARGIN_MS = 60_000
+"""How far the venue's clock may be behind when its history is asked for."""
+
+
+def quantity_of(signal: Signal, format_quantity: Callable[[str, float], str]) -> float:
+    """Return how much a signal trades, as the exchange writes quantities.
+
+    Raises:
+        InvalidInputError: The signal names no quantity, or none that can be traded; the message names the remedy.
+    """
+    extra = signal.extra if isinstance(signal.extra, dict) else {}
+    named = extra.get("quantity")
+    if isinstance(named, bool) or not isinstance(named, int | float) or not 0 < named < float("inf"):
+        shown = "missing" if named is None else f"{named!r:.40}"
+        raise InvalidInputError(
+            f"signal {signal.id!r:.80}: quantity is {shown}: with a broker a strategy returns a quantity above 0 "
+            "(get_position_size finds one)"
+        )
+    try:
+        written = float(format_quantity(signal.symbol, float(named)))
+    except Exception as error:
+        raise InvalidInputError(f"format_quantity({signal.symbol!r:.40}, {named}) failed: {error!s:.80}") from error
+    if not 0 < written <= 2 * named:
+        raise InvalidInputError(
+            f"signal {signal.id!r:.80}: quantity {named} becomes {written:g} at the exchange: nothing can be traded"
+        )
+    return written
+
+
+class Venue:
+    """One broker, as the executor sees it. What comes out of a call is an answer or a ``HoldfastError``.
+
+    Args:
+        broker: Where the calls go.
+        terms: What the venue promises.
+    """
+
+    def __init__(self, broker: Broker, terms: Terms) -> None:
+        self._broker, self._terms = broker, terms
+
+    async def submit(self, order: Order) -> OrderReport:
+        """Send an order once."""
+        return await _bounded(self._broker.submit(request_of(order)))
+
+    async def cancel(self, order: Order) -> OrderReport | None:
+        """Ask to cancel an order."""
+        return await _bounded(self._broker.cancel(order.context[1], order.client_order_id))
+
+    async def positions(self) -> Sequence[VenuePosition]:
+        """Return what the account holds."""
+        return await _bounded(self._broker.positions())
+
+    async def known(self, order: Order) -> tuple[OrderReport | None, int]:
+        """Return what the venue knows of an order, by every way there is, and how many times it has it."""
+        symbol, name = order.context[1], order.client_order_id
+        found = await _bounded(self._broker.find(symbol, name))
+        reports = [] if found is None else [found]
+        if found is None or self._terms.features.refuses_repeated_ids != "always":
+            reports += await _bounded(self._broker.open_orders(symbol))
+            reports += await _bounded(self._broker.history(symbol, order.intended_at_ms - _HISTORY_MARGIN_MS))
+        return together([one for one in reports if one.client_order_id == name])
+
+
+async def _bounded(asked: Awaitable[T]) -> T:
+    """Wait for the broker, not for ever; whatever else comes out of it leaves the outcome unknown."""
+    try:
+        async with asyncio.timeout(CALL_SECONDS):
+            return await asked
+    except HoldfastError:
+        raise
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise UnknownOutcomeError("CancelledError came out of the broker") from error
+    except Exception as error:
+        raise UnknownOutcomeError(f"the broker gave no answer: {error!r:.120}") from error
