@@ -1,0 +1,267 @@
+"""Zombies: an owner is paused past its lease, replaced, and woken; nothing that it then does may count.
+
+``python tests/zombies.py URL [--runs N] [--lease SECONDS] [--seed S] [--time-cap SECONDS]`` prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fleet_bot
+import msgspec
+from owner_records import Commit, Records, entity_of
+
+from holdfast.contract import Survives
+from holdfast.domains import context_key
+from holdfast.invariants import check_store
+from holdfast.names import Context, quote
+from holdfast.rows import Owner
+from holdfast.store import Store
+from holdfast.urls import open_backend
+
+SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
+MINUTE_SECONDS = 0.05
+_LOOK_SECONDS = 0.02
+_PATIENCE_LEASES = 40
+"""How long anything may take that should take one lease, on a busy machine."""
+_BLOCKED_LEASES = 10
+"""After so long nobody can replace a paused owner: it holds a lock of the store's, as one of SQLite's writers may."""
+
+
+class Found(msgspec.Struct, kw_only=True):
+    """What some runs showed."""
+
+    runs: int = 0
+    """An owner was paused past its lease, replaced and woken."""
+    blocked: int = 0
+    """It was paused while it held a lock of the store's, so that nobody could replace it; not counted as runs."""
+    late_writes_refused: int = 0
+    """Contexts whose old owner ended with an error that names the new one."""
+    commits: int = 0
+    events: int = 0
+    longest_takeover_leases: float = 0.0
+    wrong: list[str] = []
+    seconds: float = 0.0
+
+
+class Zombies:
+    """Two processes that want to own the same contexts.
+
+    Args:
+        url: The store.
+        place: An empty directory.
+        lease_seconds: Of both.
+        seed: For the market and the moments of the pauses.
+    """
+
+    def __init__(self, url: str, place: Path, *, lease_seconds: float, seed: int) -> None:
+        self.url, self.lease_seconds, self.seed = url, lease_seconds, seed
+        self.logs = place / "logs"
+        self.logs.mkdir()
+        (place / "records").mkdir()
+        self.records = Records(place / "records")
+        self.random = random.Random(seed)
+        self.found = Found()
+        self.contexts = [Context(fleet_bot.EXCHANGE, symbol, fleet_bot.STRATEGY) for symbol in SYMBOLS]
+        self.names = [context_key("owner", context).entity_name for context in self.contexts]
+
+    def run(self, runs: int, *, time_cap_seconds: float = float("inf")) -> Found:
+        """Pause, replace and wake so often; then look at everything that was committed and told."""
+        began = time.monotonic()
+        with self._processes(minutes=int(min(runs * 400, 200_000)) + 2000) as processes:
+            while self.found.runs < runs and not self.found.wrong:
+                if time.monotonic() - began > time_cap_seconds or self.found.blocked > 5 + runs:
+                    break
+                self._one(processes)
+        self._judge()
+        self.found.seconds = round(time.monotonic() - began, 1)
+        return self.found
+
+    @contextmanager
+    def _processes(self, *, minutes: int) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
+        market = fleet_bot.Market(
+            seed=self.seed, symbols=SYMBOLS, minutes=minutes, began=time.monotonic() + 1, minute_seconds=MINUTE_SECONDS
+        )
+        environment = {
+            **os.environ,
+            "HOLDFAST_TEST_MARKET": msgspec.json.encode(market).decode(),
+            "HOLDFAST_TEST_RECORD": str(self.records.directory),
+        }
+        command = [sys.executable, str(Path(__file__).with_name("owner_process.py")), self.url, str(self.lease_seconds)]
+        processes: dict[int, subprocess.Popen[bytes]] = {}
+        try:
+            for number in range(2):
+                with (self.logs / f"{number}").open("wb") as log:
+                    one = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+                processes[one.pid] = one
+            yield processes
+            for one in processes.values():
+                one.terminate()
+            for one in processes.values():
+                if one.wait(60):
+                    self.found.wrong.append(f"process {one.pid} ended with {one.returncode}: {self._last_words()}")
+        finally:
+            for one in processes.values():
+                one.kill()
+                one.wait()
+
+    def _last_words(self) -> str:
+        return " | ".join(path.read_text()[-300:] for path in sorted(self.logs.iterdir()))
+
+    # ------------------------------------------------------------------ one run
+
+    def _one(self, processes: dict[int, subprocess.Popen[bytes]]) -> None:
+        """Pause one process at a random moment until the other owns what it had, then wake it."""
+        settled = self._until(self._settled, "nobody owns everything, and goes on with it")
+        if settled is None:
+            return
+        pid = self.random.choice([owner.pid for owner in settled.values()])
+        had = {name: owner for name, owner in settled.items() if owner.pid == pid}
+        time.sleep(self.random.uniform(0.0, 4 * MINUTE_SECONDS))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            paused = time.monotonic()
+            replaced = self._until(lambda records: self._replaced(records, had, pid), "", _BLOCKED_LEASES)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        if replaced is None:
+            self.found.blocked += 1
+            return
+        took = max((replaced.owner(name).at - paused) / self.lease_seconds for name in had)
+        self.found.longest_takeover_leases = max(self.found.longest_takeover_leases, round(took, 2))
+        ended = self._until(lambda records: self._fenced(records, had, pid), f"process {pid} was not told in time")
+        if ended is None:
+            return
+        self.found.runs += 1
+        self.found.late_writes_refused += len(had)
+
+    def _settled(self, records: Records) -> dict[str, Commit]:
+        """Return the takeover of each context, once all have an owner that has gone on to commit something."""
+        owned = {name: owner for name in self.names if (owner := records.owner(name)) is not None}
+        busy = all(records.commits[name][-1].number > owner.number for name, owner in owned.items())
+        return owned if len(owned) == len(self.names) and busy else {}
+
+    @staticmethod
+    def _replaced(records: Records, had: dict[str, Commit], pid: int) -> Any:
+        """The records, once another process owns everything and has committed an event of its own everywhere."""
+        for name, before in had.items():
+            owner = records.owner(name)
+            if owner is None or owner.epoch == before.epoch or owner.pid == pid:
+                return None
+            newest = itertools.takewhile(lambda one, by=owner: one.epoch >= by.epoch, reversed(records.commits[name]))
+            if not any(one.events for one in newest):
+                return None
+        return records
+
+    def _fenced(self, records: Records, had: dict[str, Commit], pid: int) -> Any:
+        """The records, once the old owner has ended everywhere with an error that names the new one."""
+        for name, before in had.items():
+            told = [
+                line["error"] for line in records.fenced
+                if line["pid"] == pid and entity_of(line["context"]) == name and f"(epoch {before.epoch})" in
+                line["error"].rpartition("not by this session")[2]
+            ]  # fmt: skip
+            if not told:
+                return None
+            by = re.search(r"owned by process (\d+) on ", told[0])
+            if by is None or int(by[1]) == pid:
+                self.found.wrong.append(f"{name}: the error does not name the new owner: {told[0]}")
+        return records
+
+    def _until(self, holds: Callable[[Records], Any], complaint: str, leases: float = _PATIENCE_LEASES) -> Any:
+        """Look at the records until they are as wanted; None (and a complaint, if there is one) when they never are."""
+        ends = time.monotonic() + leases * self.lease_seconds
+        while time.monotonic() < ends:
+            found = holds(self.records.refresh())
+            if found:
+                return found
+            time.sleep(_LOOK_SECONDS)
+        if complaint:
+            self.found.wrong.append(f"{complaint}: {self._last_words()}")
+        return None
+
+    # ------------------------------------------------------------------ judging
+
+    def _judge(self) -> None:
+        records = self.records.refresh()
+        self.found.commits = sum(map(len, records.commits.values()))
+        self.found.events = sum(map(len, records.told.values()))
+        self.found.wrong += records.wrong()
+        self.found.wrong += [f"{line['context']}: {line['error']}" for line in records.failed]
+        self.found.wrong += asyncio.run(self._stored(records))
+
+    async def _stored(self, records: Records) -> list[str]:
+        """Look into the store itself: the newest commit of each lane that ever owned a context, against its end."""
+        store = Store(open_backend(self.url), require=Survives.NOTHING)
+        await store.open(read_only=True)
+        try:
+            wrong = [str(one) for one in await check_store(store)]
+            for context, name in zip(self.contexts, self.names, strict=True):
+                loaded = await store.get(context_key("owner", context))
+                newest = records.commits[name][-1].epoch
+                if loaded is None or not isinstance(loaded.row, Owner) or loaded.row.epoch != newest:
+                    wrong.append(f"{name}: the store's owner row is not of epoch {newest}")
+            return wrong + await self._lanes(store, records)
+        finally:
+            await store.close()
+
+    async def _lanes(self, store: Store, records: Records) -> list[str]:
+        """The server remembers each lane's last commit: none may lie in the time of a later owner."""
+        head = await store.head()
+        wrong = []
+        for context, name in zip(self.contexts, self.names, strict=True):
+            lanes = sorted(op.number for lane, op in head.writers.items() if lane.startswith(_lane(context)))
+            owners = [one for one in records.commits[name] if one.taking]
+            ends = {max(c.number for c in records.commits[name] if c.epoch == one.epoch) for one in owners}
+            wrong += [
+                f"{name}: a lane's last commit {number} was told to nobody and lies in another's time"
+                for number in lanes
+                if number not in ends and not self._in_doubt(records, name, number)
+            ]
+        return wrong
+
+    @staticmethod
+    def _in_doubt(records: Records, name: str, number: int) -> bool:
+        """Whether a commit that no record tells of was the last one of an epoch, whose process never learned of it."""
+        before = [one for one in records.commits[name] if one.number < number]
+        after = [one for one in records.commits[name] if one.number > number]
+        return not before or not after or before[-1].epoch < after[0].epoch
+
+
+def _lane(context: Context) -> str:
+    return f"{quote(str(context), keep_underscore=True)}@"
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("url")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--lease", type=float, default=0.8)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--time-cap", type=float, default=float("inf"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="holdfast-zombies-") as place:
+        zombies = Zombies(options.url, Path(place), lease_seconds=options.lease, seed=options.seed)
+        found = zombies.run(options.runs, time_cap_seconds=options.time_cap)
+    print(json.dumps(msgspec.to_builtins(found)))
+    sys.exit(bool(found.wrong))
+
+
+if __name__ == "__main__":
+    main()
