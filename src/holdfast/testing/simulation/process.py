@@ -1,0 +1,365 @@
+"""Simulated processes: each life runs the real drivers on a store of its own, and everything may happen to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from contextlib import aclosing
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from ...contract import Survives
+from ...engine.driver import Driver
+from ...engine.listeners import Listeners
+from ...engine.specs import Callbacks, ExchangeSpec, StrategySpec, plain_number
+from ...engine.turns import Turns
+from ...engine.worker import sign_of_life
+from ...errors import FailedError, FencedError, HeldError, HoldfastError, UnavailableError, UnknownOutcomeError
+from ...rows import Event
+from ...rules.risk import RiskPayload, RiskProfile, Validation
+from ...store import Store
+from .loop import ProcessLoop
+from .market import PARAMS, START_MS, Feed, Trouble, context_of
+from .plan import Fault, SimulatedContext, SimulatedProcess
+from .storage import SimulatedBackend
+
+if TYPE_CHECKING:
+    from .world import World
+
+_UNANSWERED_SECONDS = 1.0
+"""How long a call waits for an answer that does not come."""
+_CALLS = {"commit": "commit", "read": "read", "open": "read"}
+
+
+class Process:
+    """One process of a plan: its lives, one after the other, and the faults that it meets."""
+
+    def __init__(self, world: World, spec: SimulatedProcess) -> None:
+        self.world, self.spec = world, spec
+        self.life: Life | None = None
+        self.lives = 0
+        self.calls: Counter[str] = Counter()
+        self.clock_seconds = 0.0
+        """How far its wall clock is off."""
+        self.outage_until = 0.0
+        self.raises: set[int] = set()
+        """Minutes at which its strategies raise."""
+        self.troubles: list[Trouble] = []
+        self.at_calls: dict[tuple[str, int], Fault] = {}
+        self._chance = Random(f"{world.plan.seed}/process/{spec.number}")
+        for fault in world.plan.faults:
+            if fault.process == spec.number and fault.call:
+                self.at_calls[fault.call, int(fault.at)] = fault
+            elif fault.process == spec.number:
+                world.scheduler.at(fault.at, self._strike, fault)
+        world.scheduler.at(spec.start_seconds, self.start)
+
+    @property
+    def name(self) -> str:
+        """Names it in the trace."""
+        return f"p{self.spec.number}"
+
+    def start(self) -> None:
+        """Begin a life, unless one is under way."""
+        if self.life is None:
+            self.lives += 1
+            self.life = Life(self, f"{self.name}.{self.lives}")
+
+    def ended(self, life: Life) -> None:
+        """The life is over; another begins after a while if the run is not over."""
+        if self.life is not life:
+            return
+        self.life = None
+        world = self.world
+        if world.scheduler.now_seconds < world.market.end_seconds:
+            world.scheduler.at(world.scheduler.now_seconds + self.spec.restart_seconds, self.start)
+
+    def lag(self) -> float:
+        """Draw how long a call takes."""
+        return self._chance.random() * self.world.plan.lag_seconds
+
+    def is_lost(self) -> bool:
+        """Draw what an outage does to a commit: refused, or lost without an answer."""
+        return self._chance.random() < 0.3
+
+    def _strike(self, fault: Fault) -> None:
+        now, life = self.world.scheduler.now_seconds, self.life
+        self.world.note(f"{self.name} {fault.kind} for {fault.seconds:g} s")
+        match fault.kind:
+            case "crash" if life is not None:
+                life.crash()
+            case "pause" if life is not None:
+                life.pause(fault.seconds)
+            case "leave" if life is not None:
+                life.loop.call_soon(life.task.cancel)
+            case "clock":
+                self.clock_seconds += fault.seconds
+            case "outage":
+                self.outage_until = max(self.outage_until, now + fault.seconds)
+            case "candles_late" | "candles_refused" | "gap":
+                self.troubles.append(Trouble(fault.kind, now, now + fault.seconds))
+            case "strategy_raises":
+                self.raises.add(int(now // 60))
+
+
+class _Hearing(Listeners):
+    """Listeners of one life, before whom the oracle listens."""
+
+    def __init__(self, life: Life) -> None:
+        super().__init__()
+        self._life = life
+        self.listen("error", lambda failure: life.failed(failure.where, failure.error))
+        self.listen("validation", lambda failure: None)
+
+    async def tell(self, event: Event, callbacks: Callbacks, mode: Any) -> None:
+        """Tell of an event, the oracle first."""
+        life = self._life
+        if life.dead:
+            raise asyncio.CancelledError
+        life.world.note(f"{life.name} tells {event.id} {event.kind}")
+        life.world.oracle.telling(life, event)
+        if life.world.plan.tell_seconds:
+            await life.sleep(life.world.plan.tell_seconds)
+        await super().tell(event, callbacks, mode)
+        if not life.dead:
+            life.world.oracle.told(life, event)
+
+
+class Life:
+    """One life of a process, from its start to its end; also the line from its store to the storage."""
+
+    def __init__(self, process: Process, name: str) -> None:
+        self.process, self.world, self.name = process, process.world, name
+        self.on_conflict = process.spec.on_conflict
+        self.looked_seconds = 0.0
+        self.dead = False
+        self.loop = ProcessLoop(self.world.scheduler, self._complain)  # type: ignore[abstract]
+        self._feed = Feed(self.world.market, self.world.scheduler, self.sleep)
+        self._feed.troubles = process.troubles
+        self.world.note(f"{name} starts ({self.on_conflict})")
+        self.task: asyncio.Task[None] = self.loop.create_task(self._live())
+        self.task.add_done_callback(self._done)
+
+    # ------------------------------------------------------------------ its time
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep in simulated time."""
+        if self.dead:
+            raise asyncio.CancelledError
+        await asyncio.sleep(seconds)
+
+    def clock_ms(self) -> int:
+        """Tell the wall clock's time, which may step."""
+        return START_MS + int((self.world.scheduler.now_seconds + self.process.clock_seconds) * 1000)
+
+    def boot_seconds(self) -> float:
+        """Tell the time since the machine started, which does not."""
+        return 1000.0 + self.world.scheduler.now_seconds
+
+    def pause(self, seconds: float) -> None:
+        """Stop the process; it goes on later as if nothing had happened."""
+        self.world.note(f"{self.name} stops for {seconds:g} s")
+        self.loop.pause()
+        self.world.late_seconds = max(self.world.late_seconds, self.world.scheduler.now_seconds + seconds)
+        self.world.scheduler.at(self.world.scheduler.now_seconds + seconds, self.loop.resume)
+
+    def crash(self) -> None:
+        """End the process without a word."""
+        if not self.dead:
+            self.world.note(f"{self.name} crashes")
+            self.dead = True
+            self.loop.kill()
+            self.process.ended(self)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if self.dead:
+            return
+        self.world.note(f"{self.name} ends")
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.world.violate(f"{self.name} ended with {error!r}")
+        self.world.scheduler.at(self.world.scheduler.now_seconds, self._buried)
+
+    def _buried(self) -> None:
+        if not self.dead:
+            self.dead = True
+            self.loop.kill()
+            self.process.ended(self)
+
+    def _complain(self, context: dict[str, Any]) -> None:
+        if "never retrieved" not in context.get("message", "") or context.get("task") is not None:
+            self.world.violate(f"{self.name}: {context.get('message')}: {context.get('exception')!r}")
+
+    def failed(self, where: str, error: BaseException) -> None:
+        """Take note of what a user would be told."""
+        if not self.dead and not isinstance(error, HoldfastError | _RaisedError):
+            self.world.violate(f"{self.name}: {where}: {error!r}")
+
+    # ------------------------------------------------------------------ what it does
+
+    async def _live(self) -> None:
+        store = Store(SimulatedBackend(self.world.memory, self, sender=self), require=Survives.NOTHING)
+        while True:
+            try:
+                await store.open()
+                break
+            except UnavailableError:
+                await self.sleep(1.0)
+        sign_of_life(
+            store, holder=self.name, lease_seconds=self.world.plan.lease_seconds, sleep=self.sleep,
+            clock=self.clock_ms, boot_clock=self.boot_seconds,
+        )  # fmt: skip
+        turns = Turns()
+        try:
+            contexts = {one.number: one for one in self.world.plan.contexts}
+            runs = [self._run(contexts[n], store, turns) for n in self.process.spec.contexts if n in contexts]
+            if len(runs) == 1:
+                await runs[0]
+            else:
+                await asyncio.gather(*runs)
+        finally:
+            await store.close()
+
+    async def _run(self, spec: SimulatedContext, store: Store, turns: Turns) -> None:
+        """Run one context to the end of the market, again after each end that a user would mend by a start."""
+        while True:
+            driver = self._driver(spec, store, turns)
+            try:
+                async with aclosing(driver.events()) as events:
+                    async for event in events:
+                        if self.dead:
+                            return
+                        self.world.oracle.handled(self, event)
+                return
+            except (HeldError, FencedError, FailedError) as error:
+                self.world.note(f"{self.name} s{spec.number} ends with {type(error).__name__}: {error!s:.150}")
+            finally:
+                driver.turn.leave()
+            if self.world.scheduler.now_seconds >= self.world.market.end_seconds and not self.process.spec.number < 0:
+                return
+            await self.sleep(self.process.spec.restart_seconds)
+
+    def _driver(self, spec: SimulatedContext, store: Store, turns: Turns) -> Driver:
+        context = context_of(spec.number)
+        strategy = StrategySpec(
+            strategy_name=context.strategy_name, interval=spec.interval, get_signal=self._strategy(spec),
+            risk_names=(spec.risk_name,) if spec.risk_name else (),
+        )  # fmt: skip
+        exchange = ExchangeSpec(
+            exchange_name=context.exchange_name, get_candles=self._feed.get_candles, format_price=plain_number,
+            format_quantity=plain_number, wait_closed=self._feed.wait_closed,
+        )  # fmt: skip
+        limit = self.world.plan.limit
+
+        def allowed(payload: RiskPayload) -> bool:
+            return payload.active_position_count < limit
+
+        profiles = {
+            name: RiskProfile(name=name, validations=(Validation(validate=allowed),)) for name in strategy.risk_names
+        }
+        return Driver(
+            context, strategy, exchange, turns.join(context, strategy.risk_names), store=store, profiles=profiles,
+            listeners=_Hearing(self), params=PARAMS, holder=self.name, clock=self.clock_ms, sleep=self.sleep,
+            on_conflict=self.on_conflict, lease_seconds=self.world.plan.lease_seconds,
+        )  # fmt: skip
+
+    def _strategy(self, spec: SimulatedContext) -> Callable[[str, int], Any]:
+        market, raises = self.world.market, self.process.raises
+
+        def decide(symbol: str, when_ms: int) -> Any:
+            if raises and (when_ms - START_MS) // 60_000 in raises:
+                raise _RaisedError("the simulated strategy was told to raise")
+            return market.proposal(symbol, when_ms)
+
+        if not spec.thinks_seconds:
+            return decide
+
+        async def think(symbol: str, when_ms: int) -> Any:
+            await self.sleep(spec.thinks_seconds)
+            return decide(symbol, when_ms)
+
+        return think
+
+    # ------------------------------------------------------------------ its line to the storage
+
+    async def call(self, kind: str, act: Callable[[], Any], told: str = "") -> Any:
+        """Have ``act`` done at the storage, unless a fault comes between."""
+        if self.dead:
+            raise FailedError("the simulated process is dead")
+        process, scheduler = self.process, self.world.scheduler
+        kind = _CALLS[kind]
+        process.calls[kind] += 1
+        fault = process.at_calls.get((kind, process.calls[kind]))
+        now, answer = scheduler.now_seconds, self.loop.create_future()
+        if fault is not None:
+            self._fail(fault, act, answer, now, told)
+        elif now < process.outage_until:
+            lost = kind == "commit" and process.is_lost()
+            self._tell_later(now + (_UNANSWERED_SECONDS if lost else process.lag()), answer, lost)
+        else:
+            scheduler.at(now + process.lag(), self._land, act, answer, told)
+        return await answer
+
+    def _land(self, act: Callable[[], Any], answer: asyncio.Future[Any], told: str, later_seconds: float = 0.0) -> None:
+        """The request arrives at the storage, whatever has become of its sender; the answer goes back."""
+        if told == "main.beats":
+            self.looked_seconds = self.world.scheduler.now_seconds
+        try:
+            result = act()
+        except HoldfastError as error:
+            self.world.note(f"{self.name} {told}: {type(error).__name__}")
+            self._answer(answer, error, later_seconds)
+        else:
+            self._answer(answer, result, later_seconds)
+
+    def _answer(self, answer: asyncio.Future[Any], result: Any, later_seconds: float = 0.0) -> None:
+        if later_seconds:
+            self.world.scheduler.at(self.world.scheduler.now_seconds + later_seconds, self._answer, answer, result)
+        elif answer.done() or self.dead:
+            pass
+        elif isinstance(result, Exception):
+            answer.set_exception(result)
+        else:
+            answer.set_result(result)
+
+    def _tell_later(self, when_seconds: float, answer: asyncio.Future[Any], lost: bool) -> None:
+        error: HoldfastError = (
+            UnknownOutcomeError("no answer came: send the same op again")
+            if lost
+            else UnavailableError("the simulated storage refused: try again")
+        )
+        self.world.scheduler.at(when_seconds, self._answer, answer, error)
+
+    def _fail(self, fault: Fault, act: Callable[[], Any], answer: asyncio.Future[Any], now: float, told: str) -> None:
+        scheduler, lag = self.world.scheduler, self.process.lag()
+        self.world.note(f"{self.name} {fault.kind} at {fault.call} {fault.at:g} ({told})")
+        match fault.kind:
+            case "refused":
+                self._tell_later(now + lag, answer, lost=False)
+            case "lost":
+                self._tell_later(now + _UNANSWERED_SECONDS, answer, lost=True)
+            case "unanswered":
+                scheduler.at(now + lag, self._land, act, self.loop.create_future(), told)
+                self._tell_later(now + _UNANSWERED_SECONDS, answer, lost=True)
+            case "late":
+                self.world.late_seconds = max(self.world.late_seconds, now + fault.seconds)
+                scheduler.at(now + fault.seconds, self._land, act, self.loop.create_future(), told)
+                self._tell_later(now + _UNANSWERED_SECONDS, answer, lost=True)
+            case "slow":
+                scheduler.at(now + fault.seconds, self._land, act, answer, told)
+            case "slow_answer":
+                scheduler.at(now + lag, self._land, act, answer, told, fault.seconds)
+            case "crash_before" | "crash_sent" | "crash_after":
+                self.loop.pause()  # from here on it does nothing more
+                if fault.kind == "crash_sent":
+                    scheduler.at(now + lag, self._land, act, self.loop.create_future(), told)
+                elif fault.kind == "crash_after":
+                    self._land(act, self.loop.create_future(), told)
+                scheduler.at(now, self.crash)
+            case "pause_sent" | "pause_after":
+                scheduler.at(now + (lag if fault.kind == "pause_sent" else 0.0), self._land, act, answer, told)
+                self.pause(fault.seconds)
+
+
+class _RaisedError(Exception):
+    """What a strategy of a user raises."""

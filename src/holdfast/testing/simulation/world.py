@@ -1,0 +1,125 @@
+"""Playing one history: a plan in, what came of it out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from random import Random
+
+import msgspec
+
+from ...contract import Key, Op, Record
+from .loop import Scheduler, StuckError
+from .market import SimulatedMarket
+from .oracle import Oracle
+from .plan import Plan, SimulatedProcess, drawn
+from .process import Process
+from .seams import simulated_surroundings, tokens
+from .storage import SharedMemory
+
+_AFTER_SECONDS = 30.0
+"""How long after the end of the market the last process starts, which takes everything over."""
+_LONGEST_SECONDS = 7200.0
+"""How long that may take."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of one history."""
+
+    plan: Plan
+    violations: tuple[str, ...]
+    """What must not be, first thing first; empty is good."""
+    trace: str
+    """A hash of everything that happened: the same plan gives the same one."""
+    lines: tuple[str, ...]
+    """Everything that happened."""
+    commits: int
+    """How many the storage accepted."""
+    events: int
+    """How many different events were committed."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was violated."""
+        return not self.violations
+
+
+class World:
+    """All that one history consists of."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.lines: list[str] = []
+        self.violations: list[str] = []
+        self.commits = 0
+        self.late_seconds = 0.0
+        """When the last thing is over that was held up."""
+        self.scheduler = Scheduler(Random(plan.seed) if plan.shuffled else None)
+        self.market = SimulatedMarket(plan)
+        self.oracle = Oracle(plan, self.market, lambda: self.scheduler.now_seconds, self.violate)
+        self.memory = SharedMemory(self._accepted)
+        self.processes = [Process(self, spec) for spec in plan.processes]
+
+    def note(self, text: str) -> None:
+        """Put a line on the record."""
+        self.lines.append(f"{self.scheduler.now_seconds:.6f} {text}")
+
+    def violate(self, text: str) -> None:
+        """Record that something happened which must not; the history ends there."""
+        self.note(f"VIOLATED {text}")
+        self.violations.append(text)
+        self.scheduler.ended = True
+
+    def run(self) -> None:
+        """Play it to its end."""
+        scheduler, end_seconds = self.scheduler, self.market.end_seconds + _AFTER_SECONDS
+        try:
+            scheduler.run(end_seconds)
+            everything = tuple(one.number for one in self.plan.contexts)
+            spec = SimulatedProcess(number=-1, contexts=everything, start_seconds=end_seconds, on_conflict="takeover")
+            last = Process(self, spec)
+            self.processes.append(last)
+            scheduler.run(end_seconds)
+            scheduler.run(end_seconds + _LONGEST_SECONDS, done=lambda: last.lives > 0 and last.life is None)
+            if not scheduler.ended and (last.life is not None or not last.lives):
+                self.violate("with every fault over, the run does not come to its end")
+            if self.late_seconds > scheduler.now_seconds:
+                scheduler.run(self.late_seconds + self.plan.lease_seconds)  # whoever wakes up now is late
+            if not scheduler.ended:
+                self.oracle.judge_end()
+        except StuckError as error:
+            self.violate(str(error))
+        finally:
+            for process in self.processes:
+                if process.life is not None:
+                    process.life.dead = True
+                    process.life.loop.kill()
+
+    def _accepted(self, scope: str, number: int, op: Op, changes: Mapping[Key, Record | None], sender: object) -> None:
+        self.commits += 1
+        told = " ".join(
+            f"{'/'.join(key)}={'-' if record is None else record.payload[-10:-2].decode()}"
+            for key, record in changes.items()
+        )
+        self.note(f"{getattr(sender, 'name', '?')} {scope} {number} {op.writer}#{op.n} {told}")
+        self.oracle.accepted(scope, number, op, changes, sender)
+
+    def outcome(self) -> Outcome:
+        """Return what came of it."""
+        return Outcome(
+            plan=self.plan, violations=tuple(self.violations), lines=tuple(self.lines), commits=self.commits,
+            trace=hashlib.blake2b("\n".join(self.lines).encode(), digest_size=16).hexdigest(),
+            events=self.oracle.count(),
+        )  # fmt: skip
+
+
+def play(plan: Plan | int) -> Outcome:
+    """Play the history of a plan, or of a seed, from its beginning to its end.
+
+    Call it outside of any event loop, and of any run of the engine in the same process.
+    """
+    with simulated_surroundings():
+        tokens.restart()
+        world = World(drawn(plan) if isinstance(plan, int) else plan)
+        world.run()
+        return world.outcome()
