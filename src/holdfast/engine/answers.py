@@ -34,7 +34,7 @@ def answered(order: Order, report: OrderReport, *, resent: bool = False) -> Orde
     return replaced(
         order, state=state, filled_quantity=filled, venue_id=report.venue_id or order.venue_id,
         average_price=order.average_price if report.average_price is None else report.average_price,
-        note=report.note or order.note,
+        note=report.note,
     )  # fmt: skip
 
 
