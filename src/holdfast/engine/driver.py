@@ -332,13 +332,15 @@ class Driver:
         # From where the window ends, or from where it must begin: at the start an exchange may lag behind what
         # was decided already, and those candles belong to the price as soon as they come.
         since_ms = preload_from_ms(start_ms, self._strategy.interval_ms, self._params)
-        if session.window.newest_ms is not None:
-            since_ms = max(since_ms, session.window.newest_ms + MINUTE_MS)
+        # What waits in the queue, while the whole of a gap is fetched, comes into the window when it is stepped.
+        reached_to_ms = self._queue[-1][0] if self._queue else session.window.newest_ms
+        if reached_to_ms is not None:
+            since_ms = max(since_ms, reached_to_ms + MINUTE_MS)
         since_ms = min(since_ms, start_ms)
         limit = min(MAX_FETCH_CANDLES, max(1, (newest_ms - since_ms) // MINUTE_MS + 1))
         batch = await fetch_candles(
             self._exchange.get_candles, self.context.symbol, "1m", since_ms=max(0, since_ms), limit=limit,
-            until_ms=newest_ms + MINUTE_MS, known=session.window.candles, leave_out=self._refusals >= _MOST_REFUSALS,
+            until_ms=newest_ms + MINUTE_MS, known=self._known(session), leave_out=self._refusals >= _MOST_REFUSALS,
             params=self._params, sleep=self._sleep, on_candle_data=self._exchange.on_candle_data,
         )  # fmt: skip
         self._more = (
@@ -356,6 +358,10 @@ class Driver:
             # Nothing was traded for as long as one request reaches: an exchange that answers for that span alone
             # would give nothing for ever, and what is open would never be watched again.
             self._next_ms, self._more = max(start_ms, reached_ms), True
+
+    def _known(self, session: Session) -> tuple[Candle, ...]:
+        """Return the candles before the next ones, by which those are judged."""
+        return tuple(list(self._queue)[-len(session.window.candles) - 1 :]) if self._queue else session.window.candles
 
     async def _closed(self, session: Session) -> int | None:
         """Wait for a newer closed minute; None when the run is left, or stopped while nothing is open."""

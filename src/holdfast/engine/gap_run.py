@@ -128,6 +128,8 @@ class GapRun:
 
     async def _step(self, session: Session, candles: list[Candle]) -> None:
         for candle in candles:
+            if session.state.signal is None and session.state.scheduled is None:
+                return  # the rest is nobody's past; the next run puts it on record as an outage
             changed = session.step(candle, entries=False)
             if changed is not None:
                 await changed
