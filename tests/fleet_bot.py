@@ -112,7 +112,7 @@ def watch_stores(record: Record) -> None:
         store.observers.append(record.committed)
         return found
 
-    Store.open = open_watched  # type: ignore[method-assign]
+    Store.open = open_watched  # type: ignore[method-assign, assignment]
 
 
 def set_up() -> Record | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable
@@ -92,6 +93,11 @@ class Records:
     def owner(self, name: str) -> Commit | None:
         """Return the newest takeover of a context."""
         return next((one for one in reversed(self.commits[name]) if one.taking), None)
+
+    def has_decided(self, name: str, epoch: int) -> bool:
+        """Whether the newest owner of a context, under this epoch, has committed an event."""
+        newest = itertools.takewhile(lambda one: one.epoch >= epoch, reversed(self.commits[name]))
+        return any(one.events for one in newest)
 
     def wrong(self) -> list[str]:
         """Return how the records contradict that a context has one owner at a time; empty if they do not."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import os
 import random
@@ -163,8 +162,7 @@ class Zombies:
             owner = records.owner(name)
             if owner is None or owner.epoch == before.epoch or owner.pid == pid:
                 return None
-            newest = itertools.takewhile(lambda one, by=owner: one.epoch >= by.epoch, reversed(records.commits[name]))
-            if not any(one.events for one in newest):
+            if not records.has_decided(name, owner.epoch):
                 return None
         return records
 
