@@ -114,4 +114,32 @@ REPLICATED: list[tuple[str, str, str, str, str]] = [
         "            if False:\n",
         f"{_PLAIN} 'did_not_confirm'",
     ),
+    (
+        "replicated: a first commit goes to whoever is the first by now",
+        f"{_HERE}lane.py",
+        "        if ground.config is not config:  # of its first copy",
+        "        if False:  # of its first copy",
+        f"{_PLAIN} 'waited_during'",
+    ),
+    (
+        "replicated: a look leaves a scope's first commit in doubt",
+        f"{_HERE}lane.py",
+        "                if not standing.charter_version:\n                    async with self._bearing:",
+        "                if False:\n                    async with self._bearing:",
+        f"{_PLAIN} 'look_that_meets'",
+    ),
+    (
+        "replicated: what was in use before it had copies cannot be repaired from",
+        f"{_HERE}repair.py",
+        "(found[guard].version if guard in found else 0)",
+        "found[guard].version",
+        f"{_PLAIN} 'first_opening_died'",
+    ),
+    (
+        "replicated: a newer version's charter is believed",
+        f"{_HERE}standing.py",
+        "    if found.format > FORMAT:\n",
+        "    if False:\n",
+        f"{_PLAIN} 'newer_version'",
+    ),
 ]

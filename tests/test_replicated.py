@@ -19,15 +19,16 @@ from holdfast.errors import (
     ConflictError,
     FailedError,
     InvalidInputError,
+    NewerFormatError,
     UnavailableError,
     UnknownOutcomeError,
 )
 from holdfast.wrappers.around import Around
 from holdfast.wrappers.replicated import Replicated
-from holdfast.wrappers.replicated.copies import Copy
+from holdfast.wrappers.replicated.copies import CONFIG_KEY, Copy
 from holdfast.wrappers.replicated.promotion import promote
 from holdfast.wrappers.replicated.repair import pages
-from holdfast.wrappers.replicated.standing import DOMAIN, FIRST_GENERATION, next_generation
+from holdfast.wrappers.replicated.standing import DOMAIN, FIRST_GENERATION, STORE_SCOPE, charter_key, next_generation
 
 KEY = Key("signal", "BTCUSDT_a_x", "BTCUSDT")
 OTHER = Key("partial", "BTCUSDT_a_x", "levels")
@@ -639,6 +640,93 @@ async def test_a_store_in_use_becomes_the_first_of_several_copies_and_a_follower
         assert await store.commit("main", {KEY: b"4"}, {KEY: 3}, op=Op("w", 4)) == 5, "one number for becoming a copy"
         await level(store)
         assert await content(copies[1]) == await content(copies[0])
+
+
+async def test_a_look_that_meets_the_first_commit_of_a_scope_does_not_leave_that_commit_in_doubt() -> None:
+    copies = machines()
+    async with opened(copies) as store:
+        await store.head("main")
+        answers = copies[0].answers = asyncio.Event()
+        committing = asyncio.create_task(put(store, 1))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (await copies[0].memory.head("main")).number, "it is there, and has no answer yet"
+
+        async def answered_in_the_middle() -> None:
+            answers.set()
+            await asyncio.wait([committing])
+
+        store._lanes["main"]._renew = answered_in_the_middle
+        reading = asyncio.create_task(store.head("main"))
+        for _ in range(20):
+            await asyncio.sleep(0)  # the look has found the commit that has no answer yet
+        answers.set()
+        assert await committing == 1
+        assert (await reading).number == 1
+
+
+async def test_the_first_commits_of_a_scope_that_waited_during_a_promote_are_not_acknowledged_by_one_copy() -> None:
+    copies = machines()
+    async with opened(copies) as store:
+        await store.head("main")
+        gate = copies[0].gate = asyncio.Event()
+        calls = [
+            asyncio.create_task(store.commit("main", {key: b"1"}, {}, op=Op(writer, 1)))
+            for key, writer in ((KEY, "a"), (OTHER, "b"))
+        ]
+        for _ in range(20):
+            await asyncio.sleep(0)  # one is under way to the first copy, the other waits for it
+        copies[0].is_up = False
+        await promote(store_over(copies))
+        await store.renew()  # as another scope's call does
+        copies[2].is_up = False
+        gate.set()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [UnavailableError] * 2, "one copy of three answers"
+        assert [key async for key in copies[1].memory.keys("main") if key.domain != DOMAIN] == []
+        copies[2].is_up = True
+        for _ in range(200):
+            with suppress(UnavailableError):
+                await store.commit("main", {OTHER: b"1"}, {}, op=Op("b", 1))
+                break
+            await asyncio.sleep(0.005)
+        for copy in copies[1:]:
+            assert (await content(copy))[1][OTHER].op == Op("b", 1)
+
+
+async def test_a_store_in_use_whose_first_opening_died_can_be_promoted() -> None:
+    copies = machines()
+    await copies[0].open()
+    for n in range(1, 4):
+        await copies[0].commit("main", {KEY: b"%d" % n, OTHER: b"1"}, {}, op=Op("w", n))
+    store = store_over(copies)
+    await store.open_copies(read_only=False)
+    await store._agreement()  # and before any scope is looked at it dies
+    done = await promote(store_over(copies), force=True)
+    assert done.first.startswith("copy 2")
+    async with opened(copies) as store:
+        assert (await store.read("main", [KEY]))[KEY] == Record(b"3", 3, Op("w", 3))
+        await level(store)
+        assert await content(copies[0]) == await content(copies[1]) == await content(copies[2])
+
+
+@pytest.mark.parametrize("key", [charter_key("main"), CONFIG_KEY], ids=["charter", "agreement"])
+async def test_what_a_newer_version_wrote_about_copies_is_refused_and_left(key: Key) -> None:
+    copies = machines()
+    async with opened(copies) as store:
+        await put(store, 1)
+        await level(store)
+    scope = "main" if key.entity_name == "main" else STORE_SCOPE
+    for copy in copies:
+        row = json.loads((await copy.memory.read(scope, [key]))[key].payload)
+        await copy.memory.commit(scope, {key: json.dumps({**row, "format": 2}).encode()}, {}, op=Op("newer", 1))
+    before = [await copy.memory.head(scope) for copy in copies]
+    store = store_over(copies)
+    with pytest.raises(NewerFormatError, match="upgrade"):
+        await store.open()
+        await put(store, 2)
+    await store.close()
+    assert [await copy.memory.head(scope) for copy in copies] == before
 
 
 async def test_copies_are_added_replaced_and_dropped_by_promote() -> None:

@@ -19,6 +19,7 @@ from ...errors import (
 )
 from .standing import (
     DOMAIN,
+    FORMAT,
     NEVER,
     OWN_WRITERS,
     STORE_SCOPE,
@@ -28,6 +29,7 @@ from .standing import (
     charter_key,
     decode,
     encode,
+    newer,
     number_key,
 )
 
@@ -47,6 +49,7 @@ class Config(msgspec.Struct, frozen=True):
     """Ids of the copies that count."""
     quorum: int
     """How many of them, the first among them, hold a commit when it returns."""
+    format: int = FORMAT
 
     @property
     def election(self) -> int:
@@ -141,9 +144,12 @@ class Copy:
         if record is None:
             return None, 0
         try:
-            return msgspec.json.decode(record.payload, type=Config), record.version
+            found = msgspec.json.decode(record.payload, type=Config)
         except msgspec.MsgspecError as error:
             raise CorruptedError(f"{CONFIG_KEY} on {self.name} is damaged: {error}", key=CONFIG_KEY) from error
+        if found.format > FORMAT:
+            raise newer(CONFIG_KEY, found.format)
+        return found, record.version
 
     async def agree(self, config: Config) -> bool:
         """Take on a newer agreement; False if this copy knows another one that is as new.

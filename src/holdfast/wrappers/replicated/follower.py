@@ -249,7 +249,9 @@ class Follower:
 
     async def _repair(self) -> None:
         self.state = "is being repaired"
-        lane = self.lane
-        found = await bring_level(lane.scope, lane.ground().first, self.copy, generation=lane.config.generation)
+        lane, ground = self.lane, self.lane.ground()
+        if ground.config is not lane.config:
+            raise StaleGenerationError  # another copy is the first by now, perhaps this one
+        found = await bring_level(lane.scope, ground.first, self.copy, generation=lane.config.generation)
         lane.seen = max(lane.seen, found.number)  # the first copy has it: it was asked last
         self.take(found)

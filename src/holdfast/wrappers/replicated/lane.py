@@ -163,6 +163,9 @@ class Lane:
             try:
                 return await call(standing)
             except StaleGenerationError:
+                if not standing.charter_version:
+                    async with self._bearing:  # the scope's first commit may be under way: it is what was seen
+                        pass
                 if self.standing is not standing:
                     continue  # it was looked at anew meanwhile, or the scope's first commit was made
                 self.standing = None
@@ -215,6 +218,7 @@ class Lane:
             number, config = await self._send(standing, birth, expect, op)
             if number != 1:
                 self.standing = None  # a repeated op, or somebody writes past us: look again
+                self._in_doubt[op.writer] = op.n  # it is there: if the next look fails, nobody may be told otherwise
                 raise StaleGenerationError
             self.standing = standing._replace(charter=charter, charter_version=number, number=number)
             return number, config
@@ -222,11 +226,13 @@ class Lane:
     async def _send(
         self, standing: Standing, changes: Mapping[Key, bytes | None], expect: Mapping[Key, int], op: Op
     ) -> tuple[int, Config]:
-        physical, config = standing.physical, self.config
+        ground, physical, config = self.ground(), standing.physical, self.config
+        if ground.config is not config:  # of its first copy ``standing`` says nothing, and it is among the followers
+            raise StaleGenerationError
         guard = charter_key(physical)
         changes = {**changes, number_key(physical): b"{}"}
         try:
-            number = await self.ground().first.backend.commit(
+            number = await ground.first.backend.commit(
                 physical, changes, {**expect, guard: standing.charter_version}, op=op
             )
         except ConflictError as error:
@@ -298,6 +304,7 @@ class Lane:
             async with asyncio.timeout_at(deadline):
                 await future
         except TimeoutError:
+            self._waiters = [waiter for waiter in self._waiters if waiter[1] is not future]
             away = "; ".join(f"{f.copy.name} {f.state}, at {f.held}" for f in self.followers)
             raise self.unknown(f"the quorum of {self.config.quorum} did not confirm commit {number} ({away})") from None
 

@@ -181,9 +181,10 @@ async def _look(source: Copy, standing: Standing, after: int) -> _Seen:
             seen.ops[last.number] = Op(writer, last.n)
 
     def take(found: dict[Key, Record]) -> None:
-        if found[guard].version != standing.charter_version:
+        if (found[guard].version if guard in found else 0) != standing.charter_version:
             raise StaleGenerationError  # a generation was promised or begun there meanwhile
-        seen.newest = max(seen.newest, found[number_row].version)
+        if number_row in found:  # else it was in use before it had copies, and nobody has written to it since
+            seen.newest = max(seen.newest, found[number_row].version)
         for key, record in found.items():
             if key.domain == DOMAIN:
                 continue

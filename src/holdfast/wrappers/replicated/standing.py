@@ -28,7 +28,7 @@ from typing import NamedTuple
 import msgspec
 
 from ...contract import Key
-from ...errors import CorruptedError, InvalidInputError
+from ...errors import CorruptedError, InvalidInputError, NewerFormatError
 from ...names import quote
 
 DOMAIN = "replica"
@@ -39,6 +39,8 @@ OWN_WRITERS = "~replica:"
 """How the names of the wrapper's own writers begin."""
 FILLER = f"{OWN_WRITERS}fill"
 """Writer of a number whose op is no longer known."""
+FORMAT = 1
+"""Number of the layout of a charter and of what the copies agreed on."""
 NEVER = 1 << 62
 """A repair that is under way is whole from this number on."""
 
@@ -101,6 +103,8 @@ class Charter(msgspec.Struct, frozen=True, omit_defaults=True):
     """How many rows and deletions that were dropped are kept here; -1: not kept yet."""
     cleared: bool = False
     """The rows have gone from here, so that they can lie in the new scope."""
+    format: int = 1
+    """:data:`FORMAT` of who wrote it; raised with every change that an older version must not overlook."""
 
 
 class Standing(NamedTuple):
@@ -260,11 +264,20 @@ def decode(key: Key, payload: bytes) -> Charter:
 
     Raises:
         CorruptedError: It is damaged.
+        NewerFormatError: A newer version wrote it.
     """
     try:
-        return _CHARTER.decode(payload)
+        found = _CHARTER.decode(payload)
     except msgspec.MsgspecError as error:
         raise CorruptedError(f"{key}: the wrapper's own row is damaged: {error}", key=key) from error
+    if found.format > FORMAT:
+        raise newer(key, found.format)
+    return found
+
+
+def newer(key: Key, format: int) -> NewerFormatError:
+    """Return the error for a row of the wrapper's own that a newer version wrote."""
+    return NewerFormatError(f"{key} has format {format}; this version knows {FORMAT}: upgrade holdfast", key=key)
 
 
 def rebuilt_name(scope: str, count: int) -> str:
