@@ -1,0 +1,379 @@
+"""Any exchange of the ``ccxt`` package as a broker. An extra: ``pip install 'holdfast[ccxt]'``.
+
+What a venue promises is known for those in :data:`~holdfast.brokers.ccxt_words.VENUES`; of any other nothing is
+assumed, unless you say so (``features=``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from ..cancellation import no_stray_cancellation
+from ..engine.broker import Features, OrderReport, OrderRequest, VenuePosition
+from ..errors import HoldfastError, InvalidInputError, UnavailableError
+from .ccxt_words import UNKNOWN_VENUE, VENUES, Venue, as_ours, meaning_of, report_of, what_was_said
+
+_log = logging.getLogger("holdfast.ccxt")
+_log.setLevel(logging.INFO)
+_PAGE = 500
+_MAX_PAGES = 200
+_FUTURES = frozenset(("future", "swap", "linear"))
+_ENDED = frozenset(("filled", "cancelled", "rejected", "expired"))
+# Bounded where an exchange cannot be asked by client order id: how far back its history is looked through.
+_LOOK_BACK_MS = 7 * 86_400_000
+
+
+class CcxtBroker:
+    """Adapts an exchange object of ``ccxt.async_support``; see :class:`~holdfast.engine.broker.Broker`.
+
+    ccxt keeps the rate limits (``enableRateLimit``); its own repeats of failed requests are off for orders.
+
+    Args:
+        client: The exchange with its ``apiKey`` and ``secret``; :meth:`close` closes it.
+        quote: What a spot account pays with: not a position, and what the other currencies are traded against.
+        symbols: As your strategies write them; reports name them so. Others are named as the exchange does.
+        features: What the venue promises, if you know better than the table.
+        now: Seconds since the epoch.
+
+    Example::
+
+        broker = CcxtBroker.named("binance", api_key=key, secret=secret)
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        *,
+        quote: str = "USDT",
+        symbols: Iterable[str] = (),
+        features: Features | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        key = getattr(client, "apiKey", None)
+        if not key or not isinstance(key, str):
+            raise InvalidInputError("the exchange has no apiKey: a broker needs an account to trade on")
+        self.client = client
+        self._account = hashlib.sha256(key.encode()).hexdigest()[:16]
+        self._secrets = tuple(text for name in _SECRETS if (text := str(getattr(client, name, None) or "")))
+        self._venue = _venue_of(client)
+        self._features = features or self._venue.features
+        self._quote = quote
+        self._wanted = tuple(symbols)
+        self._spelling: dict[str, str] = {}  # ccxt's name of a market: ours
+        self._now = now
+        self._loading: asyncio.Lock | None = None
+        self._loaded = self._clock_known = False
+        client.options["warnOnFetchOpenOrdersWithoutSymbol"] = False  # or to ask for all is an error
+        client.fetch = _only_json(client.fetch)
+        client.logger = _log  # ccxt's own tells the headers, where the key is, to whoever listens at DEBUG
+
+    @classmethod
+    def named(cls, exchange_id: str, *, api_key: str, secret: str, password: str = "", **options: Any) -> CcxtBroker:
+        """Make the broker for the exchange that ccxt calls ``exchange_id``.
+
+        Args:
+            password: The third part of the key, at exchanges that have one.
+            options: ccxt's own, and ``quote``, ``symbols``, ``features`` as for the class.
+
+        Raises:
+            InvalidInputError: ccxt is not installed, or knows no such exchange.
+        """
+        try:
+            module = importlib.import_module("ccxt.async_support")
+        except ImportError as error:
+            raise InvalidInputError("this broker needs ccxt: pip install 'holdfast[ccxt]'") from error
+        kind = getattr(module, exchange_id, None)
+        if not isinstance(kind, type) or exchange_id not in getattr(module, "exchanges", ()):
+            raise InvalidInputError(f"ccxt knows no exchange {exchange_id!r:.60}: see ccxt.exchanges")
+        ours = {name: options.pop(name) for name in ("quote", "symbols", "features", "now") if name in options}
+        keys = {"apiKey": api_key, "secret": secret, "password": password or None}
+        made = kind({"enableRateLimit": True, **options, **keys})
+        made.options = {**made.options, **_venue_of(made).options, **options.get("options", {})}
+        return cls(made, **ours)
+
+    def __repr__(self) -> str:
+        return f"CcxtBroker({getattr(self.client, 'id', '?')!r}, account={self._account!r})"
+
+    @property
+    def account(self) -> str:
+        """The beginning of the SHA-256 of the API key, in hexadecimal digits."""
+        return self._account
+
+    @property
+    def features(self) -> Features:
+        """What the venue promises; nothing, for one that the table does not know."""
+        return self._features
+
+    async def submit(self, request: OrderRequest) -> OrderReport:
+        """Send an order once; as :class:`~holdfast.engine.broker.Broker`.
+
+        Where the venue looks at a request's time, it is told to refuse it from ``expires_at_ms`` on (sooner, where
+        its longest window is shorter), however long ccxt's rate limit held it back.
+        """
+        unified = await self._market(request.symbol)
+        now_ms = int(self._now() * 1000)
+        left_ms = request.expires_at_ms - now_ms
+        if left_ms <= 0:
+            return self._refused(request, "expired", "not sent: its time had passed")
+        try:
+            with no_stray_cancellation:
+                order = await self.client.create_order(
+                    unified, "market" if request.price is None else "limit", request.side, request.quantity,
+                    self._price(request), self._parameters(request, now_ms, left_ms),
+                )  # fmt: skip
+            return _report_on(order, request.symbol, request.client_order_id)
+        except Exception as error:
+            return self._answer_to(request, error)
+
+    async def find(self, symbol: str, client_order_id: str) -> OrderReport | None:
+        """Return what the venue knows of an order; as :class:`~holdfast.engine.broker.Broker`.
+
+        An exchange that cannot be asked by client order id is looked through: what is open, then a week of history.
+        """
+        unified = await self._market(symbol)
+        if not self._venue.by_client_id:
+            since_ms = int(self._now() * 1000) - _LOOK_BACK_MS
+            known = [*await self.open_orders(symbol), *reversed(await self.history(symbol, since_ms))]
+            return next((one for one in known if one.client_order_id == client_order_id), None)
+        try:
+            with no_stray_cancellation:
+                order = await self.client.fetch_order("", unified, {"clientOrderId": client_order_id})
+            return _report_on(order, symbol, client_order_id)
+        except Exception as error:
+            if meaning_of(error) == "missing":
+                return None
+            raise self._raised(error, changing=False) from None
+
+    async def cancel(self, symbol: str, client_order_id: str) -> OrderReport | None:
+        """Ask to cancel an order; as :class:`~holdfast.engine.broker.Broker`."""
+        unified = await self._market(symbol)
+        venue_id, parameters = "", {"clientOrderId": client_order_id, "maxRetriesOnFailure": 0}
+        if not self._venue.by_client_id:
+            found = await self.find(symbol, client_order_id)
+            if found is None or found.state in _ENDED:
+                return found
+            venue_id, parameters = found.venue_id, {"maxRetriesOnFailure": 0}
+        try:
+            with no_stray_cancellation:
+                order = await self.client.cancel_order(venue_id, unified, parameters)
+            report = report_of(order, symbol, client_order_id)
+        except Exception as error:
+            # A cancellation that is refused has come too late, or there is no such order: only asking tells.
+            if meaning_of(error) not in ("missing", "rejected"):
+                raise self._raised(error, changing=True) from None
+            return await self.find(symbol, client_order_id)
+        return report if report.state in _ENDED else await self.find(symbol, client_order_id)
+
+    async def open_orders(self, symbol: str | None = None) -> Sequence[OrderReport]:
+        """Return the orders that rest at the venue; as :class:`~holdfast.engine.broker.Broker`."""
+        unified = None if symbol is None else await self._market(symbol)
+        await self._ready()
+        return self._reports(await self._asked(self.client.fetch_open_orders, unified))
+
+    async def history(self, symbol: str, since_ms: int) -> Sequence[OrderReport]:
+        """Return the orders of a symbol from ``since_ms`` on; as :class:`~holdfast.engine.broker.Broker`."""
+        unified = await self._market(symbol)
+        kinds = ("fetch_orders",) if self._has("fetchOrders") else ("fetch_closed_orders", "fetch_canceled_orders")
+        asks = [getattr(self.client, kind) for kind in kinds if self._has(_camel(kind))]
+        if not asks:
+            raise InvalidInputError(f"ccxt cannot ask {getattr(self.client, 'id', '?')!r} for the history of orders")
+        found: dict[str, Mapping[str, Any]] = {}
+        for ask in asks:
+            async for order in self._pages(ask, unified, since_ms):
+                found[str(order.get("id"))] = order
+        if kinds != ("fetch_orders",):
+            for order in await self._asked(self.client.fetch_open_orders, unified):
+                found[str(order.get("id"))] = order
+        listed = sorted(found.values(), key=lambda order: (order.get("timestamp") or 0, str(order.get("id"))))
+        return self._reports([order for order in listed if (order.get("timestamp") or since_ms) >= since_ms])
+
+    async def positions(self) -> Sequence[VenuePosition]:
+        """Return what the account holds: of a spot account each currency but the one that it pays with."""
+        await self._ready()
+        if self._has("fetchPositions") and not self._is_spot():
+            return [one for row in await self._asked(self.client.fetch_positions) if (one := self._position(row))]
+        totals: Mapping[str, Any] = (await self._asked(self.client.fetch_balance)).get("total") or {}
+        held = {name: float(total) for name, total in totals.items() if name != self._quote and total}
+        return [
+            VenuePosition(symbol=self._spelt(f"{name}/{self._quote}", name), side="long", quantity=total)
+            for name, total in sorted(held.items())
+            if total > 0
+        ]
+
+    async def close(self) -> None:
+        """Close the client's connections. Repeatable."""
+        await self._asked(self.client.close)
+
+    def _parameters(self, request: OrderRequest, now_ms: int, left_ms: int) -> dict[str, Any]:
+        """Return ccxt's extra parameters of an order."""
+        # ccxt would repeat a failed request by itself where the client is set so: what comes after a lost answer is
+        # not its to decide.
+        more: dict[str, Any] = {"clientOrderId": request.client_order_id, "maxRetriesOnFailure": 0}
+        if self._venue.window_ms is not None:
+            # Both are fixed here, before the rate limit makes the request wait: ccxt stamps what it sends only then.
+            more["timestamp"] = now_ms - int(self.client.options.get("timeDifference") or 0)
+            more["recvWindow"] = min(left_ms, self._venue.window_ms)
+        if request.reduce_only and self._features.reduce_only:
+            more["reduceOnly"] = True
+        return more
+
+    def _price(self, request: OrderRequest) -> float | None:
+        if request.price is not None or not self.client.options.get("createMarketBuyOrderRequiresPrice"):
+            return request.price
+        return request.reference_price
+
+    def _answer_to(self, request: OrderRequest, error: Exception) -> OrderReport:
+        """Return the report of an order that the venue refused; raise where that is not certain."""
+        meaning = meaning_of(error)
+        if meaning == "late" and self._now() * 1000 >= request.expires_at_ms:
+            return self._refused(request, "expired", what_was_said(error, self._secrets))
+        if meaning in ("rejected", "missing", "repeated"):
+            said = what_was_said(error, self._secrets)
+            return self._refused(request, "rejected", said, repeated=meaning == "repeated")
+        raise self._raised(error, changing=True) from None
+
+    def _refused(self, request: OrderRequest, state: Any, note: str, *, repeated: bool = False) -> OrderReport:
+        return OrderReport(
+            client_order_id=request.client_order_id, symbol=request.symbol, state=state, side=request.side,
+            quantity=request.quantity, reduce_only=request.reduce_only, repeated=repeated, note=note,
+        )  # fmt: skip
+
+    def _raised(self, error: Exception, *, changing: bool) -> HoldfastError:
+        # Raised from None by whoever calls this: the driver's own text may hold the signed request.
+        if meaning_of(error) in ("late", "unsent"):
+            self._clock_known = False  # the clocks may have drifted apart
+        return error if isinstance(error, HoldfastError) else as_ours(error, changing=changing, secrets=self._secrets)
+
+    async def _asked(self, function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+        """Call the client for something that changes nothing."""
+        try:
+            with no_stray_cancellation:
+                return await function(*arguments)
+        except Exception as error:
+            raise self._raised(error, changing=False) from None
+
+    async def _pages(
+        self, ask: Callable[..., Awaitable[Any]], unified: str, since_ms: int
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        """Yield the orders of all pages from ``since_ms`` to now; some come twice."""
+        now_ms = int(self._now() * 1000) + 1
+        while since_ms <= now_ms:
+            until_ms = now_ms if self._venue.history_ms is None else since_ms + self._venue.history_ms
+            parameters = {} if self._venue.history_ms is None else {"until": until_ms}
+            seen: set[str] = set()
+            from_ms = since_ms
+            for _ in range(_MAX_PAGES):
+                page = await self._asked(ask, unified, from_ms, _PAGE, parameters)
+                fresh = [order for order in page if str(order.get("id")) not in seen]
+                for order in fresh:
+                    yield order
+                seen.update(str(order.get("id")) for order in fresh)
+                newest_ms = max((int(order.get("timestamp") or 0) for order in fresh), default=0)
+                if not fresh or (len(page) < _PAGE and self._venue.history_ms is not None):
+                    break
+                from_ms = max(from_ms, newest_ms)  # not past it: others may have the same time stamp
+            else:
+                raise UnavailableError(f"the history of {unified} does not end: ask from a later time on")
+            since_ms = until_ms + 1
+
+    def _reports(self, orders: Sequence[Mapping[str, Any]]) -> list[OrderReport]:
+        try:
+            return [report_of(order, self._spelt(str(order.get("symbol")))) for order in orders]
+        except (TypeError, ValueError, AttributeError) as error:
+            raise self._raised(error, changing=False) from None
+
+    def _position(self, row: Mapping[str, Any]) -> VenuePosition | None:
+        size = float(row.get("contracts") or 0) * float(row.get("contractSize") or 1)
+        if not size:
+            return None
+        side = "short" if row.get("side") == "short" or size < 0 else "long"
+        entry = row.get("entryPrice")
+        return VenuePosition(
+            symbol=self._spelt(str(row.get("symbol"))), side="short" if side == "short" else "long",
+            quantity=abs(size), entry_price=float(entry) if entry else None,
+        )  # fmt: skip
+
+    def _spelt(self, unified: str, otherwise: str | None = None) -> str:
+        """Return how we write a market that ccxt calls ``unified``: as it was given to us, else as the exchange."""
+        known = self._spelling.get(unified)
+        if known is None:
+            market = (self.client.markets or {}).get(unified)
+            known = str(market["id"]) if market else otherwise or unified
+        return known
+
+    async def _market(self, symbol: str) -> str:
+        """Return ccxt's name of a market."""
+        await self._ready()
+        return self._named(symbol)
+
+    async def _ready(self) -> None:
+        """Load the markets, and the difference of the clocks; once, and that again after a doubt."""
+        if self._loading is None:
+            self._loading = asyncio.Lock()
+        async with self._loading:
+            if not self._clock_known and self._venue.window_ms is not None:
+                await self._asked(self.client.load_time_difference)
+            self._clock_known = True
+            if not self._loaded:
+                await self._asked(self.client.load_markets)
+                self._loaded = True
+                for symbol in self._wanted:
+                    self._named(symbol)
+
+    def _named(self, symbol: str) -> str:
+        try:
+            unified = str(self.client.market(symbol)["symbol"])
+        except Exception as error:
+            raise InvalidInputError(f"the exchange has no market {symbol!r:.60}: use its own name of it") from error
+        self._spelling[unified] = symbol
+        return unified
+
+    def _has(self, ability: str) -> bool:
+        return bool(self.client.has.get(ability))
+
+    def _is_spot(self) -> bool:
+        return self.client.options.get("defaultType", "spot") in ("spot", "margin")
+
+
+def _report_on(order: Mapping[str, Any], symbol: str, client_order_id: str) -> OrderReport:
+    """Return the report of an order; raises ValueError if the answer is not about it."""
+    report = report_of(order, symbol)
+    if not report.venue_id or report.client_order_id not in ("", client_order_id):
+        raise ValueError("the answer is not about the order that was asked for")
+    return report if report.client_order_id else report_of(order, symbol, client_order_id)
+
+
+def _only_json(fetch: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Return ccxt's ``fetch``, but what is no JSON raises.
+
+    ccxt makes an empty list of a page of HTML with status 200, as a proxy on the way sends it: no order would be open.
+    """
+
+    async def checked(*arguments: Any, **named: Any) -> Any:
+        answer = await fetch(*arguments, **named)
+        if not isinstance(answer, dict | list):
+            raise ValueError("the answer is no JSON")
+        return answer
+
+    return checked
+
+
+_SECRETS = ("apiKey", "secret", "password", "token", "privateKey")
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.title() for part in rest)
+
+
+def _venue_of(client: Any) -> Venue:
+    exchange = str(getattr(client, "id", ""))
+    if exchange == "binance" and client.options.get("defaultType") in _FUTURES:
+        exchange = "binanceusdm"
+    return VENUES.get(exchange, UNKNOWN_VENUE)

@@ -1,0 +1,543 @@
+"""The broker over ccxt, with the real package, against a venue of ours that speaks Binance's spot REST."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import itertools
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import ccxt.async_support as ccxt
+import pytest
+from rest_venue import KEY, SECRET
+from servers.process import ServerProcess, free_port
+
+from holdfast.brokers.ccxt import CcxtBroker
+from holdfast.brokers.ccxt_words import UNKNOWN_VENUE, meaning_of, report_of
+from holdfast.engine.broker import Broker, Features, OrderReport, OrderRequest
+from holdfast.errors import HoldfastError, InvalidInputError, UnavailableError, UnknownOutcomeError
+
+# aiohttp says so on newer Pythons of what ccxt asks of it.
+pytestmark = pytest.mark.filterwarnings("ignore:enable_cleanup_closed:DeprecationWarning")
+_IDS = (f"h{n}" for n in itertools.count())
+
+
+class Remote:
+    """The venue's process, as a test orders it about."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def __call__(self, what: str, **given: Any) -> Any:
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            link.request("POST", f"/control/{what}", json.dumps(given))
+            answer = link.getresponse()
+            assert answer.status == 200
+            return json.loads(answer.read())
+        finally:
+            link.close()
+
+    def faults(self, *what: str, at: str = "POST order") -> None:
+        self("faults", faults=[{"at": at, "do": one} for one in what])
+
+    def orders(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self("state")["orders"]
+        return found
+
+    def sent(self, what: str) -> list[dict[str, str]]:
+        """Return the parameters of each request of a kind that was let in."""
+        return [given for verb, name, given in self("state")["requests"] if f"{verb} {name}" == what]
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
+    place = tmp_path_factory.mktemp("venue")
+    port = place / "port"
+    script = Path(__file__).with_name("rest_venue.py")
+    server = ServerProcess([sys.executable, str(script), str(place)], place, port.exists)
+    server.start()
+    try:
+        yield Remote(int(port.read_text()))
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def venue(process: Remote) -> Remote:
+    process("reset")
+    return process
+
+
+def client_of(port: int, *, as_at_home: bool = True, **options: Any) -> Any:
+    """Make ccxt's binance, all of whose addresses are those of the venue on this machine."""
+    given = {"api_key": KEY, "secret": SECRET, "enableRateLimit": False, "timeout": 5000, **options}
+    client = CcxtBroker.named("binance", **given).client
+    client.urls["api"] = dict.fromkeys(client.urls["api"], f"http://127.0.0.1:{port}/api/v3")
+    if as_at_home:  # ccxt knows more error codes of binance's own host than of ours
+        client.get_exceptions_by_url = lambda url, kind: client.exceptions["spot"].get(kind, {})
+    return client
+
+
+@pytest.fixture
+async def broker(venue: Remote) -> AsyncIterator[CcxtBroker]:
+    made = CcxtBroker(client_of(venue.port), symbols=["BTCUSDT"])
+    yield made
+    await made.close()
+
+
+def request(**more: Any) -> OrderRequest:
+    given = {
+        "symbol": "BTCUSDT", "client_order_id": next(_IDS), "side": "buy", "quantity": 0.5,
+        "expires_at_ms": int(time.time() * 1000) + 30_000,
+    }  # fmt: skip
+    return OrderRequest(**{**given, **more})
+
+
+def resting(**more: Any) -> OrderRequest:
+    return request(**{"price": 49_000.0, **more})
+
+
+async def test_a_market_order_is_filled_under_our_id(broker: CcxtBroker, venue: Remote) -> None:
+    assert isinstance(broker, Broker)
+    asked = request()
+    began_ms = int(time.time() * 1000)
+    report = await broker.submit(asked)
+    assert report.state == "filled"
+    assert (report.client_order_id, report.symbol, report.side) == (asked.client_order_id, "BTCUSDT", "buy")
+    assert (report.filled_quantity, report.quantity, report.average_price) == (0.5, 0.5, 50_000.0)
+    assert report.venue_id == "100"
+    assert began_ms <= report.at_ms <= time.time() * 1000 + 1000
+    [sent] = venue.sent("POST order")
+    assert sent["newClientOrderId"] == asked.client_order_id
+    assert int(sent["timestamp"]) + int(sent["recvWindow"]) <= asked.expires_at_ms + 1000, "refused from then on"
+    assert "reduceOnly" not in sent
+    found = await broker.find("BTCUSDT", asked.client_order_id)
+    assert found == report
+
+
+async def test_an_order_rests_is_filled_in_part_and_is_cancelled(broker: CcxtBroker, venue: Remote) -> None:
+    asked = resting()
+    report = await broker.submit(asked)
+    assert (report.state, report.filled_quantity, report.average_price) == ("open", 0.0, None)
+    venue("fill", id=asked.client_order_id, quantity="0.2")
+    found = await broker.find("BTCUSDT", asked.client_order_id)
+    assert found is not None
+    assert (found.state, found.filled_quantity, found.average_price) == ("partial", 0.2, 49_000.0)
+    ended = await broker.cancel("BTCUSDT", asked.client_order_id)
+    assert ended is not None
+    assert (ended.state, ended.filled_quantity, ended.client_order_id) == ("cancelled", 0.2, asked.client_order_id)
+    assert await broker.open_orders("BTCUSDT") == []
+
+
+async def test_a_market_order_that_finds_too_little_is_ended_with_what_it_got(
+    broker: CcxtBroker, venue: Remote
+) -> None:
+    venue("set", liquidity="0.1")
+    report = await broker.submit(request())
+    assert (report.state, report.filled_quantity, report.quantity) == ("cancelled", 0.1, 0.5)
+
+
+async def test_a_second_order_with_an_id_is_refused_while_the_first_is_open(broker: CcxtBroker, venue: Remote) -> None:
+    first = resting()
+    await broker.submit(first)
+    again = await broker.submit(first)
+    assert (again.state, again.repeated) == ("rejected", True)
+    found = await broker.find("BTCUSDT", first.client_order_id)
+    assert found is not None
+    assert found.state == "open", "find tells what became of the first"
+    assert len(venue.orders()) == 1
+    # And, as the features say, not for good: once it is filled its id may be used again.
+    assert broker.features.refuses_repeated_ids == "while_open"
+    venue("fill", id=first.client_order_id, quantity="0.5")
+    assert (await broker.submit(first)).state == "open"
+    assert len(venue.orders()) == 2
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    # what is asked, what the venue's words must hold
+    ({"quantity": 1_000.0}, "insufficient balance"),
+    ({"side": "sell"}, "insufficient balance"),
+    ({"quantity": 0.000_001}, "amount"),  # less than the least lot: ccxt says it before the venue can
+]
+
+
+@pytest.fixture(params=["host of ours", "as at its own host"])
+async def either(venue: Remote, request: pytest.FixtureRequest) -> AsyncIterator[CcxtBroker]:
+    """A broker; ccxt knows more error codes of binance's own host than of another."""
+    made = CcxtBroker(client_of(venue.port, as_at_home="own" in request.param))
+    yield made
+    await made.close()
+
+
+async def test_what_the_venue_refuses_is_a_report(either: CcxtBroker, venue: Remote) -> None:
+    for more, said in REFUSED:
+        report = await either.submit(request(**more))
+        assert (report.state, report.repeated) == ("rejected", False)
+        assert said in report.note
+    assert venue.orders() == []
+
+
+LOST = [
+    # fault, whether the order stands although no answer said so
+    ("lose the answer", True),
+    ("half an answer", True),
+    ("500 applied", True),
+    ("504 applied", True),
+    ("html applied", True),
+    ("nonsense applied", True),
+    ("another's answer", True),
+    ("refuse to listen", False),
+    ("503 unapplied", False),
+    ("echo unknown", False),
+]
+
+
+async def test_an_answer_that_is_lost_leaves_the_outcome_unknown_until_it_is_asked_for(
+    either: CcxtBroker, venue: Remote, record_property: Any
+) -> None:
+    for fault, stands in LOST:
+        before = len(venue.orders())
+        asked = resting()
+        venue.faults(fault)
+        with pytest.raises(UnknownOutcomeError):
+            await either.submit(asked)
+        assert len(venue.orders()) == before + stands, fault  # sent once
+        found = await either.find("BTCUSDT", asked.client_order_id)
+        assert (found is not None) == stands, fault
+        assert found is None or (found.state, found.client_order_id) == ("open", asked.client_order_id)
+    record_property("proof:lost answers over ccxt", {"faults": len(LOST)})
+
+
+async def test_a_time_out_after_sending_leaves_the_outcome_unknown(broker: CcxtBroker, venue: Remote) -> None:
+    await broker.open_orders()
+    asked = resting()
+    venue.faults("hold the answer")
+    broker.client.timeout = 300
+    with pytest.raises(UnknownOutcomeError):
+        await broker.submit(asked)
+    broker.client.timeout = 5000
+    venue("release")
+    found = await broker.find("BTCUSDT", asked.client_order_id)
+    assert found is not None
+    assert found.state == "open"
+
+
+async def test_ccxt_does_not_repeat_an_order_whose_answer_was_lost(venue: Remote) -> None:
+    client = client_of(venue.port)
+    client.options |= {"maxRetriesOnFailure": 3}  # as a user may have set it
+    broker = CcxtBroker(client)
+    try:
+        venue.faults("lose the answer")
+        with pytest.raises(UnknownOutcomeError):
+            await broker.submit(request())
+        assert len(venue.orders()) == 1, "a filled order's id is free again: the venue would not have refused a second"
+    finally:
+        await broker.close()
+
+
+async def test_what_never_reached_the_venue_is_unavailable_and_may_be_sent_again(
+    broker: CcxtBroker, venue: Remote
+) -> None:
+    asked = resting()
+    await broker.open_orders()
+    here = broker.client.urls["api"]
+    broker.client.urls["api"] = dict.fromkeys(here, f"http://127.0.0.1:{free_port()}/api/v3")
+    for tried in (broker.submit(asked), broker.cancel("BTCUSDT", "none"), broker.find("BTCUSDT", "none")):
+        with pytest.raises(UnavailableError):
+            await tried
+    broker.client.urls["api"] = here
+    venue.faults("429")
+    with pytest.raises(UnavailableError):
+        await broker.submit(asked)
+    assert venue.orders() == []
+    assert (await broker.submit(asked)).state == "open"
+
+
+async def test_questions_are_unavailable_whatever_becomes_of_their_answer(broker: CcxtBroker, venue: Remote) -> None:
+    await broker.open_orders()
+    for at, ask in (
+        ("GET order", lambda: broker.find("BTCUSDT", "x")),
+        ("GET openOrders", broker.open_orders),
+        ("GET allOrders", lambda: broker.history("BTCUSDT", int(time.time() * 1000) - 1000)),
+        ("GET account", broker.positions),
+    ):
+        for fault in (
+            "500 applied",
+            "503 unapplied",
+            "html applied",
+            "nonsense applied",
+            "half an answer",
+            "429",
+            "late",
+        ):
+            # aiohttp asks once more by itself where a kept connection had been closed under it
+            venue.faults(fault, fault, at=at)
+            with pytest.raises(UnavailableError):
+                await ask()
+        venue.faults()
+        await ask()
+
+
+async def test_a_request_whose_time_has_passed_is_not_sent(broker: CcxtBroker, venue: Remote) -> None:
+    report = await broker.submit(request(expires_at_ms=int(time.time() * 1000) - 1))
+    assert report.state == "expired"
+    assert venue.sent("POST order") == []
+
+
+async def test_the_venue_is_told_the_longest_window_that_it_takes(broker: CcxtBroker, venue: Remote) -> None:
+    await broker.submit(resting(expires_at_ms=int(time.time() * 1000) + 3_600_000))
+    assert venue.sent("POST order")[0]["recvWindow"] == "60000"
+
+
+async def test_a_request_that_the_rate_limit_held_back_is_refused_once_its_time_has_passed(venue: Remote) -> None:
+    clock_s = [time.time()]
+    client = client_of(venue.port)
+    broker = CcxtBroker(client, now=lambda: clock_s[0])
+    try:
+        await broker.open_orders()
+
+        async def held_back(cost: float | None = None) -> None:
+            clock_s[0] += 3
+            venue("set", clock_ahead_ms=3000)  # on both clocks alike
+            client.options["timeDifference"] = -3000  # what ccxt would stamp it with
+
+        client.enableRateLimit, client.throttle = True, held_back
+        report = await broker.submit(resting(expires_at_ms=int(clock_s[0] * 1000) + 2000))
+        assert report.state == "expired"
+        assert "recvWindow" in report.note
+        assert venue.orders() == []
+    finally:
+        await broker.close()
+
+
+async def test_clocks_that_have_drifted_apart_are_measured_again(broker: CcxtBroker, venue: Remote) -> None:
+    await broker.open_orders()
+    for drift_ms in (120_000, -120_000):  # the venue's clock: far ahead, then far behind
+        venue("set", clock_ahead_ms=drift_ms)
+        asked = resting()
+        with pytest.raises(UnavailableError, match="Timestamp"):
+            await broker.submit(asked)
+        assert (await broker.submit(asked)).state == "open"
+        sent = venue.sent("POST order")[-1]
+        ends_ms = int(sent["timestamp"]) + int(sent["recvWindow"]) - drift_ms
+        assert asked.expires_at_ms - 1000 < ends_ms <= asked.expires_at_ms + 1000, "the expiry, by the venue's clock"
+
+
+async def test_a_cancellation_that_comes_too_late_tells_how_the_order_ended(broker: CcxtBroker, venue: Remote) -> None:
+    asked = request()
+    await broker.submit(asked)
+    ended = await broker.cancel("BTCUSDT", asked.client_order_id)
+    assert ended is not None
+    assert (ended.state, ended.filled_quantity) == ("filled", 0.5)
+    assert await broker.cancel("BTCUSDT", "neverseen") is None
+    assert await broker.find("BTCUSDT", "neverseen") is None
+
+
+async def test_a_lost_cancellation_is_unknown_until_it_is_asked_for(broker: CcxtBroker, venue: Remote) -> None:
+    for fault, state in (("500 applied", "cancelled"), ("503 unapplied", "open")):
+        asked = resting()
+        await broker.submit(asked)
+        venue.faults(fault, at="DELETE order")
+        with pytest.raises(UnknownOutcomeError):
+            await broker.cancel("BTCUSDT", asked.client_order_id)
+        found = await broker.find("BTCUSDT", asked.client_order_id)
+        assert found is not None
+        assert found.state == state
+
+
+async def test_open_orders_are_named_as_we_name_them_and_others_as_the_venue(broker: CcxtBroker, venue: Remote) -> None:
+    ours, others = resting(), resting(symbol="ETH/USDT", price=1_900.0)
+    await broker.submit(ours)
+    apart = CcxtBroker(client_of(venue.port))
+    await apart.submit(others)
+    await apart.close()
+    assert {one.symbol: one.client_order_id for one in await broker.open_orders()} == {
+        "BTCUSDT": ours.client_order_id, "ETHUSDT": others.client_order_id,
+    }  # fmt: skip
+    [one] = await broker.open_orders("BTCUSDT")
+    assert (one.client_order_id, one.state, one.quantity) == (ours.client_order_id, "open", 0.5)
+
+
+async def test_the_history_is_whole_over_pages_and_days(broker: CcxtBroker, venue: Remote) -> None:
+    now_ms = int(time.time() * 1000)
+    order = {"symbol": "BTCUSDT", "side": "BUY", "type": "MARKET", "quantity": "0.001"}
+    older = [resting(), request()]
+    for one in older:
+        await broker.submit(one)
+    venue("age", ms=3 * 86_400_000)
+    venue("many", count=1_100, order=order)  # three pages, many with the same time stamp
+    found = await broker.history("BTCUSDT", now_ms - 4 * 86_400_000)
+    names = [one.client_order_id for one in found]
+    assert names[:2] == [one.client_order_id for one in older], "oldest first"
+    assert sorted(names[2:]) == sorted(f"many{n}" for n in range(1_100))
+    assert [one.state for one in found[:3]] == ["open", "filled", "filled"]
+    assert len(await broker.history("BTCUSDT", now_ms - 86_400_000)) == 1_100
+    assert await broker.history("ETHUSDT", now_ms - 86_400_000) == []
+
+
+async def test_positions_are_what_the_account_holds_besides_what_it_pays_with(
+    broker: CcxtBroker, venue: Remote
+) -> None:
+    assert await broker.positions() == []
+    await broker.submit(request())
+    await broker.submit(request(side="sell", quantity=0.125))
+    [held] = await broker.positions()
+    assert (held.symbol, held.side, held.quantity) == ("BTCUSDT", "long", 0.375)
+
+
+async def test_positions_of_a_futures_account_have_a_side() -> None:
+    client = client_of(1, options={"defaultType": "swap"})
+    rows = [
+        {"symbol": "BTC/USDT:USDT", "contracts": 2, "contractSize": 0.1, "side": "short", "entryPrice": 50_000.0},
+        {"symbol": "ETH/USDT:USDT", "contracts": 3, "contractSize": None, "side": "long", "entryPrice": None},
+        {"symbol": "XRP/USDT:USDT", "contracts": 0, "side": None},
+    ]
+
+    async def nothing() -> None: ...
+
+    async def fetch_positions() -> list[dict[str, Any]]:
+        return rows
+
+    client.load_time_difference = client.load_markets = nothing
+    client.fetch_positions = fetch_positions
+    broker = CcxtBroker(client)
+    assert broker.features == Features(refuses_repeated_ids="while_open", refuses_expired=True, reduce_only=True)
+    short, long = await broker.positions()
+    assert (short.symbol, short.side, short.quantity, short.entry_price) == ("BTC/USDT:USDT", "short", 0.2, 50_000.0)
+    assert (long.side, long.quantity, long.entry_price) == ("long", 3.0, None)
+    await broker.close()
+
+
+async def test_of_an_exchange_that_nobody_knows_nothing_is_assumed(venue: Remote) -> None:
+    client = client_of(venue.port)
+    client.id = "somebody"
+    broker = CcxtBroker(client)
+    try:
+        assert broker.features == UNKNOWN_VENUE.features == Features(
+            refuses_repeated_ids="never", refuses_expired=False, reduce_only=False
+        )  # fmt: skip
+        rests, done = resting(reduce_only=True), request()
+        assert (await broker.submit(rests)).state == "open"
+        assert (await broker.submit(done)).state == "filled"
+        assert all("recvWindow" not in sent or sent["recvWindow"] == "10000" for sent in venue.sent("POST order"))
+        asked = [await broker.find("BTCUSDT", one) for one in (rests.client_order_id, done.client_order_id, "none")]
+        assert [one and one.state for one in asked] == ["open", "filled", None]
+        ended = [await broker.cancel("BTCUSDT", one) for one in (rests.client_order_id, done.client_order_id, "none")]
+        assert [one and one.state for one in ended] == ["cancelled", "filled", None]
+        assert [sent.get("origClientOrderId") for sent in venue.sent("DELETE order")] == [None], "by the venue's number"
+    finally:
+        await broker.close()
+
+
+async def test_a_wrong_key_or_symbol_can_never_work(venue: Remote) -> None:
+    for client in (client_of(venue.port, secret="another"), client_of(venue.port, api_key="another")):
+        broker = CcxtBroker(client)
+        with pytest.raises(InvalidInputError):
+            await broker.submit(request())
+        await broker.close()
+    broker = CcxtBroker(client_of(venue.port))
+    with pytest.raises(InvalidInputError, match="no market 'DOGEBTC'"):
+        await broker.submit(request(symbol="DOGEBTC"))
+    await broker.close()
+    assert venue.orders() == []
+
+
+async def test_the_key_is_told_by_its_fingerprint_only(
+    broker: CcxtBroker, venue: Remote, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    assert broker.account == hashlib.sha256(KEY.encode()).hexdigest()[:16]
+    told = [repr(broker), str(broker.features)]
+    for fault in ("echo unknown", "504 applied", "lose the answer", "429", "hold the answer"):
+        venue.faults(fault)
+        broker.client.timeout = 300 if "hold" in fault else 5000
+        with pytest.raises(HoldfastError) as caught:
+            await broker.submit(resting())
+        told += traceback.format_exception(caught.value)
+    venue.faults("echo")
+    refused = await broker.submit(resting())
+    told += [refused.note, caplog.text]
+    assert refused.state == "rejected"
+    assert "***" in refused.note
+    for secret in (KEY, SECRET, "signature="):
+        assert not [text for text in told if secret in text]
+
+
+def test_another_key_is_another_account() -> None:
+    one, same, other = (CcxtBroker(client_of(1, api_key=key)) for key in ("one", "one", "other"))
+    assert one.account == same.account != other.account
+
+
+def test_a_broker_needs_ccxt_a_known_exchange_and_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInputError, match="knows no exchange 'nowhere'"):
+        CcxtBroker.named("nowhere", api_key="k", secret="s")
+    with pytest.raises(InvalidInputError, match="no apiKey"):
+        CcxtBroker.named("binance", api_key="", secret="s")
+    made = CcxtBroker.named("binance", api_key="k", secret="s", timeout=1234, quote="USDC")
+    assert (made.client.apiKey, made.client.timeout, made.client.enableRateLimit) == ("k", 1234, True)
+    monkeypatch.setitem(sys.modules, "ccxt.async_support", None)
+    with pytest.raises(InvalidInputError, match=r"pip install 'holdfast\[ccxt\]'"):
+        CcxtBroker.named("binance", api_key="k", secret="s")
+
+
+def test_every_error_of_ccxt_has_one_meaning_and_the_doubtful_ones_are_unknown() -> None:
+    certain = {
+        "repeated": {"DuplicateOrderId"},
+        "missing": {"OrderNotFound"},
+        "wrong": {
+            "AuthenticationError", "PermissionDenied", "AccountNotEnabled", "AccountSuspended", "ArgumentsRequired",
+            "BadSymbol", "NotSupported", "InvalidProxySettings",
+        },
+        "late": {"InvalidNonce", "ChecksumError"},
+        "unsent": {"DDoSProtection", "RateLimitExceeded"},
+        "rejected": {
+            "BadRequest", "InsufficientFunds", "InvalidOrder", "OrderNotCached", "OrderImmediatelyFillable",
+            "OrderNotFillable", "ContractUnavailable", "OperationRejected", "NoChange", "MarginModeAlreadySet",
+            "MarketClosed", "ManualInteractionNeeded", "RestrictedLocation",
+        },
+    }  # fmt: skip
+    expected = {name: meaning for meaning, names in certain.items() for name in names}
+    kinds = {
+        kind.__name__: kind
+        for kind in vars(ccxt).values()
+        if isinstance(kind, type) and issubclass(kind, ccxt.BaseError)
+    }
+    assert expected.keys() <= kinds.keys()
+    assert {name: meaning_of(kind("said")) for name, kind in kinds.items()} == {
+        name: expected.get(name, "unknown") for name in kinds
+    }
+    assert meaning_of(ValueError("an answer that makes no sense")) == "unknown"
+    assert meaning_of(ccxt.InvalidOrder('{"code":-2010,"msg":"Duplicate order sent."}')) == "repeated"
+    assert meaning_of(ccxt.ExchangeError('{"code":-4116,"msg":"ClientOrderId is duplicated."}')) == "repeated"
+    assert meaning_of(ccxt.ExchangeNotAvailable("no duplicate was seen")) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ({"status": "open", "amount": 1, "filled": 0}, ("open", 0.0, None)),
+        ({"status": "open", "amount": 1, "filled": 0.5, "average": 7}, ("partial", 0.5, 7.0)),
+        ({"status": "closed", "amount": 1, "filled": 1, "average": "7.5"}, ("filled", 1.0, 7.5)),
+        ({"status": "closed", "amount": 1, "filled": 0.5, "average": 7}, ("cancelled", 0.5, 7.0)),
+        ({"status": "closed", "amount": None, "filled": 0.5}, ("filled", 0.5, None)),
+        ({"status": "canceled", "amount": 1, "filled": 0}, ("cancelled", 0.0, None)),
+        ({"status": "expired", "amount": 1, "filled": 0.5, "average": 7}, ("cancelled", 0.5, 7.0)),
+        ({"status": "rejected", "amount": 1, "filled": None}, ("rejected", 0.0, None)),
+        ({"status": None}, ("sent", 0.0, None)),
+        ({"status": "canceling", "amount": 1, "filled": 0}, ("sent", 0.0, None)),
+        ({}, ("sent", 0.0, None)),
+    ],
+)
+def test_an_order_of_ccxt_is_told_in_our_words(
+    order: dict[str, Any], expected: tuple[str, float, float | None]
+) -> None:
+    report: OrderReport = report_of(order, "X", "id")
+    assert (report.state, report.filled_quantity, report.average_price) == expected
