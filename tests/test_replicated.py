@@ -182,7 +182,7 @@ async def test_without_enough_copies_nothing_is_written() -> None:
 
 async def test_a_commit_that_the_quorum_did_not_confirm_is_unknown_and_the_same_op_finishes_it() -> None:
     copies = machines()
-    async with opened(copies, deadline_seconds=0.05) as store:
+    async with opened(copies, deadline_seconds=0.2) as store:
         await put(store, 1)
         copies[1].gate = copies[2].gate = asyncio.Event()
         with pytest.raises(UnknownOutcomeError, match="same op again"):
@@ -234,7 +234,7 @@ async def test_what_does_not_fit_the_queue_is_fetched_from_the_first_copy() -> N
 
 async def test_a_process_that_died_between_the_copies_leaves_nothing_undone() -> None:
     copies = machines()
-    async with opened(copies, deadline_seconds=0.05) as store:
+    async with opened(copies, deadline_seconds=0.2) as store:
         await put(store, 1)
         copies[1].gate = copies[2].gate = asyncio.Event()
         with pytest.raises(UnknownOutcomeError):
@@ -248,7 +248,7 @@ async def test_a_process_that_died_between_the_copies_leaves_nothing_undone() ->
 
 async def test_what_only_the_first_copy_holds_is_not_read() -> None:
     copies = machines()
-    async with opened(copies, deadline_seconds=0.05) as store:
+    async with opened(copies, deadline_seconds=0.2) as store:
         await put(store, 1)
         copies[1].gate = copies[2].gate = asyncio.Event()
         with pytest.raises(UnknownOutcomeError):
@@ -295,7 +295,7 @@ async def test_opening_without_the_first_copy_names_promote() -> None:
 
 async def test_commits_that_a_promote_dropped_are_kept_and_told(caplog: pytest.LogCaptureFixture) -> None:
     copies = machines()
-    async with opened(copies, deadline_seconds=0.05) as store:
+    async with opened(copies, deadline_seconds=0.2) as store:
         await store.commit("main", {KEY: b"1", OTHER: b'"stays"'}, {}, op=Op("w", 1))
         await level(store)
         copies[1].gate = copies[2].gate = asyncio.Event()
@@ -441,7 +441,7 @@ async def test_a_promote_that_dies_at_any_write_can_be_run_again() -> None:
 async def test_a_repair_that_dies_at_any_write_goes_on() -> None:
     for at in range(1, 60):
         copies = machines()
-        async with opened(copies, deadline_seconds=0.05) as store:
+        async with opened(copies, deadline_seconds=0.1) as store:
             for n in range(1, 4):
                 await store.commit("main", {KEY: b"%d" % n, OTHER: b"%d" % n}, {}, op=Op("w", n))
             await level(store)
@@ -491,14 +491,14 @@ async def test_the_filling_of_a_new_copy_goes_on_where_it_stopped() -> None:
 
 async def torn(copies: Sequence[Machine]) -> None:
     """Leave the second of two copies in the middle of a repair, with rows of different moments."""
-    async with opened(copies, deadline_seconds=0.05) as store:
+    async with opened(copies, deadline_seconds=0.2) as store:
         await store.commit("main", {KEY: b"1", OTHER: b"1"}, {}, op=Op("w", 1))
         copies[1].gate = asyncio.Event()
         for n in range(2, 6):
             with pytest.raises((UnknownOutcomeError, UnavailableError)):
                 await store.commit("main", {(KEY, THIRD)[n % 2]: b"%d" % n}, {}, op=Op(f"w{n}", n))
     copies[1].gate, copies[1].writes, copies[1].dies_at = None, 0, 3
-    async with opened(copies, deadline_seconds=0.05):
+    async with opened(copies, deadline_seconds=0.2):
         for _ in range(1000):
             if not copies[1].is_up:
                 break
