@@ -20,7 +20,7 @@ from test_replicated import content, level
 
 from holdfast.cli import main
 from holdfast.cli.exits import OK, USAGE
-from holdfast.contract import Op
+from holdfast.contract import Key, Op
 from holdfast.urls import open_backend
 from holdfast.wrappers.replicated import Replicated
 
@@ -176,9 +176,11 @@ async def test_doctor_tells_how_far_each_copy_is(tmp_path: Path, capsys: pytest.
     await raised(copies, Op("w", 1))
     await copies.close()
     alone = open_backend(f"sqlite:{tmp_path / 'a.db'}")
-    await alone.open()
-    await alone.commit("main", {COUNTER: b"7"}, {}, op=Op("past the copies", 1))
+    await alone.open()  # the first copy gets a commit that the other does not have
+    own = Key("replica", "main", "number")
+    await alone.commit("main", {COUNTER: b"7", own: b"{}"}, {}, op=Op("past the copies", 1))
     await alone.close()
     await asyncio.to_thread(main, ["doctor", store, "--plain"])
     said = capsys.readouterr().out
-    assert "on this machine" in said
+    assert "copy 2" in said
+    assert "is 1 commits behind" in said
