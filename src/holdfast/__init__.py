@@ -30,13 +30,16 @@ if TYPE_CHECKING:
     from .engine.context import get_mode as get_mode
     from .engine.context import get_position_size as get_position_size
     from .engine.listeners import Failure as Failure
+    from .engine.listeners import ModeChange as ModeChange
     from .engine.listeners import Tick as Tick
+    from .engine.listeners import Trouble as Trouble
     from .engine.listeners import listen_done_backtest as listen_done_backtest
     from .engine.listeners import listen_done_backtest_once as listen_done_backtest_once
     from .engine.listeners import listen_done_live as listen_done_live
     from .engine.listeners import listen_done_live_once as listen_done_live_once
     from .engine.listeners import listen_error as listen_error
     from .engine.listeners import listen_exit as listen_exit
+    from .engine.listeners import listen_mode as listen_mode
     from .engine.listeners import listen_partial_loss as listen_partial_loss
     from .engine.listeners import listen_partial_loss_once as listen_partial_loss_once
     from .engine.listeners import listen_partial_profit as listen_partial_profit
@@ -51,8 +54,11 @@ if TYPE_CHECKING:
     from .engine.listeners import listen_signal_live as listen_signal_live
     from .engine.listeners import listen_signal_live_once as listen_signal_live_once
     from .engine.listeners import listen_signal_once as listen_signal_once
+    from .engine.listeners import listen_trouble as listen_trouble
     from .engine.listeners import listen_validation as listen_validation
     from .engine.live import Live as Live
+    from .engine.modes import Mode as Mode
+    from .engine.modes import TroublePolicy as TroublePolicy
     from .engine.registry import Callbacks as Callbacks
     from .engine.registry import add_exchange as add_exchange
     from .engine.registry import add_frame as add_frame
@@ -139,14 +145,17 @@ _HOME = {
         NotFoundError UnavailableError UnknownOutcomeError UnsafeSettingError
     """,
     "engine.listeners": """
-        Failure Tick listen_done_backtest listen_done_backtest_once listen_done_live listen_done_live_once
-        listen_error listen_exit listen_partial_loss listen_partial_loss_once listen_partial_profit
-        listen_partial_profit_once listen_performance listen_progress listen_risk listen_risk_once listen_signal
-        listen_signal_backtest listen_signal_backtest_once listen_signal_live listen_signal_live_once
-        listen_signal_once listen_validation
+        Failure ModeChange Tick Trouble listen_done_backtest listen_done_backtest_once listen_done_live
+        listen_done_live_once listen_error listen_exit listen_mode listen_partial_loss listen_partial_loss_once
+        listen_partial_profit listen_partial_profit_once listen_performance listen_progress listen_risk
+        listen_risk_once listen_signal listen_signal_backtest listen_signal_backtest_once listen_signal_live
+        listen_signal_live_once listen_signal_once listen_trouble listen_validation
     """,
     "engine.live": """
         Live
+    """,
+    "engine.modes": """
+        Mode TroublePolicy
     """,
     "names": """
         Context

@@ -22,8 +22,10 @@ from ..rules.risk import RiskProfile
 from ..store import Store
 from .executor import Executor
 from .gap import Gap
+from .health import health_of
 from .lanes import Sleep
 from .listeners import Failure, Listeners, Performance
+from .modes import TroublePolicy
 from .ownership import OnConflict
 from .registry import ExchangeSpec, StrategySpec
 from .session import Session
@@ -52,7 +54,7 @@ class Driver:
         holder: A random text of this process.
         clock: Tells the time in epoch milliseconds.
         sleep: Takes seconds; a seam for tests.
-        on_conflict, lease_seconds: See :meth:`holdfast.engine.live.Live.run`.
+        on_conflict, lease_seconds, on_trouble: See :meth:`holdfast.engine.live.Live.run`.
     """
 
     def __init__(
@@ -71,12 +73,13 @@ class Driver:
         sleep: Sleep,
         on_conflict: OnConflict = "refuse",
         lease_seconds: float = LEASE_SECONDS,
+        on_trouble: TroublePolicy = TroublePolicy(),
     ) -> None:
         self.context, self.turn, self.session = context, turn, None
         self._strategy, self._exchange, self._store = strategy, exchange, store
         self._profiles, self._listeners, self._params = profiles, listeners, params
         self._holder, self._clock, self._sleep = holder, clock, sleep
-        self._on_conflict, self._lease_seconds = on_conflict, lease_seconds
+        self._on_conflict, self._lease_seconds, self._on_trouble = on_conflict, lease_seconds, on_trouble
         wall = WallClock(now=lambda: clock() / 1000, sleep=sleep)
         self._wait_closed = exchange.wait_closed or wall.wait_closed
         self._stop, self._leaving = asyncio.Event(), asyncio.Event()
@@ -163,6 +166,7 @@ class Driver:
             self.context, self._strategy, self._exchange, store, listeners=self._listeners, params=self._params,
             risk_profiles=self._profiles, holder=self._holder, clock=self._clock, sleep=self._sleep,
             sign=sign, on_conflict=self._on_conflict, executor=self._executor(sign),
+            health=health_of(store, self._on_trouble),
         )  # fmt: skip
         session.stopping = self._stop.is_set()
         return session

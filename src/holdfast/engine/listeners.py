@@ -33,7 +33,7 @@ Unsubscribe = Callable[[], None]
 Mode = Literal["live", "backtest"]
 Topic = Literal[
     "signal", "signal_live", "signal_backtest", "error", "exit", "done_live", "done_backtest", "progress",
-    "performance", "validation", "risk", "partial_profit", "partial_loss",
+    "performance", "validation", "risk", "partial_profit", "partial_loss", "mode", "trouble",
 ]  # fmt: skip
 TOPICS: tuple[Topic, ...] = Topic.__args__  # type: ignore[attr-defined]
 
@@ -62,6 +62,26 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     context: Context | None = None
     at_ms: int = 0
     """Close time of the candle concerned; 0 where there is none."""
+
+
+class ModeChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``listen_mode`` is told: a store is slow, full, lost or well again; see :mod:`holdfast.engine.modes`."""
+
+    before: str
+    """Name of a :class:`~holdfast.engine.modes.Mode`, such as ``NORMAL``."""
+    after: str
+    why: str = ""
+    """In plain words; empty in ``NORMAL``."""
+
+
+class Trouble(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``listen_trouble`` is told: somebody should look at a context."""
+
+    kind: Literal["fenced", "quarantine", "emergency"]
+    """Another owner has it; something of it is in quarantine, so nothing opens; an exit went to the emergency journal,
+    or what lies there cannot be merged."""
+    context: Context | None
+    why: str
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
@@ -318,6 +338,8 @@ listen_validation = _listening("validation")
 listen_risk = _listening("risk")
 listen_partial_profit = _listening("partial_profit")
 listen_partial_loss = _listening("partial_loss")
+listen_mode = _listening("mode")
+listen_trouble = _listening("trouble")
 
 listen_signal_once = _listening_once("signal")
 listen_signal_live_once = _listening_once("signal_live")

@@ -18,6 +18,7 @@ from ..store import Store
 from .driver import Driver
 from .lanes import Sleep
 from .listeners import Done, Failure, Listeners, default_listeners
+from .modes import TroublePolicy
 from .ownership import ON_CONFLICT, OnConflict
 from .registry import Registry, default_registry
 from .session import wall_clock_ms
@@ -156,6 +157,7 @@ class Live:
         store: Store | None = None,
         on_conflict: OnConflict = "refuse",
         lease_seconds: float = LEASE_SECONDS,
+        on_trouble: TroublePolicy = TroublePolicy(),
         registry: Registry = default_registry,
         listeners: Listeners = default_listeners,
         clock: Callable[[], int] = wall_clock_ms,
@@ -175,6 +177,7 @@ class Live:
                 its lease is over. A file or memory store belongs to one process.
             lease_seconds: After so long without a sign of life a process may be replaced; the same for all runs on
                 one store, and at least four times the longest call of the store.
+            on_trouble: What to do about a store that is slow, full or lost; the same for all runs on one store.
             clock: Tells the time in epoch milliseconds.
             sleep: Takes seconds; a seam for tests.
 
@@ -185,8 +188,9 @@ class Live:
         Crash: Running it again goes on from what is stored.
         """
         return cls._made(
-            symbol, strategy_name, exchange_name, store, on_conflict, lease_seconds, registry, listeners, clock, sleep
-        )
+            symbol, strategy_name, exchange_name, store, on_conflict, lease_seconds, on_trouble, registry, listeners,
+            clock, sleep,
+        )  # fmt: skip
 
     @classmethod
     def background(
@@ -198,6 +202,7 @@ class Live:
         store: Store | None = None,
         on_conflict: OnConflict = "refuse",
         lease_seconds: float = LEASE_SECONDS,
+        on_trouble: TroublePolicy = TroublePolicy(),
         registry: Registry = default_registry,
         listeners: Listeners = default_listeners,
         clock: Callable[[], int] = wall_clock_ms,
@@ -217,8 +222,9 @@ class Live:
         except RuntimeError as error:
             raise InvalidInputError("background() needs a running event loop: call it from async code") from error
         run = cls._made(
-            symbol, strategy_name, exchange_name, store, on_conflict, lease_seconds, registry, listeners, clock, sleep
-        )
+            symbol, strategy_name, exchange_name, store, on_conflict, lease_seconds, on_trouble, registry, listeners,
+            clock, sleep,
+        )  # fmt: skip
 
         async def consume() -> None:
             try:
@@ -280,6 +286,7 @@ class Live:
         store: Store | None,
         on_conflict: OnConflict,
         lease_seconds: float,
+        on_trouble: TroublePolicy,
         registry: Registry,
         listeners: Listeners,
         clock: Callable[[], int],
@@ -300,7 +307,7 @@ class Live:
             context, strategy, exchange, cls._turns.join(context, strategy.risk_names), store=store,
             profiles={name: registry.risk(name) for name in strategy.risk_names}, listeners=listeners,
             params=params, holder=HOLDER, clock=clock, sleep=sleep,
-            on_conflict=on_conflict, lease_seconds=lease_seconds,
+            on_conflict=on_conflict, lease_seconds=lease_seconds, on_trouble=on_trouble,
         )  # fmt: skip
         entry = cls._entries[context] = _Entry(driver)
         return LiveRun(entry, listeners)

@@ -27,7 +27,7 @@ import msgspec
 
 from ..contract import Key
 from ..domains import context_key, guard_key
-from ..errors import FailedError, HoldfastError, UnavailableError
+from ..errors import FailedError, FencedError, HoldfastError, UnavailableError
 from ..names import Context
 from ..rows import CloseReason, Event, Guard, Owner, Row, Signal
 from ..rules.candles import MINUTE_MS, Candle, Window
@@ -48,8 +48,10 @@ from .background import Background
 from .commits import Outages, begins, changes, vacancies
 from .decider import Decider
 from .executor import Executor
+from .health import Health, health_of
 from .lanes import Sleep
-from .listeners import Failure, Listeners, Tick
+from .listeners import Failure, Listeners, Tick, Trouble
+from .modes import Mode
 from .news import tell_restored, tick_of
 from .outbox import CAP_ROWS, Outbox
 from .ownership import Claim, OnConflict
@@ -91,6 +93,7 @@ class Session:
         sign: The sign of life of this process, where the store is shared with others.
         on_conflict: What to do about a live owner of the context; see :mod:`holdfast.engine.ownership`.
         executor: Sends its orders; None: it has no broker, and events are all that comes of it.
+        health: How the store has been answering; default: the store's own, see :mod:`holdfast.engine.health`.
         cap_rows: Most event rows that may wait; see :mod:`holdfast.engine.outbox`.
     """
 
@@ -110,6 +113,7 @@ class Session:
         sign: SignOfLife | None = None,
         on_conflict: OnConflict = "refuse",
         executor: Executor | None = None,
+        health: Health | None = None,
         cap_rows: int = CAP_ROWS,
     ) -> None:
         self.context, self.strategy, self.exchange, self.store = context, strategy, exchange, store
@@ -125,6 +129,7 @@ class Session:
         self._clock, self._sleep = clock, sleep
         self._sign, self._on_conflict = sign, on_conflict
         self.executor = executor
+        self.health = health_of(store) if health is None else health
         self.fenced = asyncio.Event()
         """Set when somebody else has taken the context over, though nothing was to be committed."""
         self._settler = Settler(
@@ -158,6 +163,7 @@ class Session:
         if self.executor is not None:
             await self.executor.close()
         await self._flush_last()  # a deletion under the old tenure must not be taken for a takeover
+        self.health.join(self, self._listeners)
         if self._sign is not None:
             await self._sign.join(self)  # first: an owner without a sign of life may be replaced at once
         claim = Claim(self._on_conflict, None if self._sign is None else self._sign.watch, lambda: self._stopping)
@@ -169,6 +175,8 @@ class Session:
         self.state, self._held = found.state, found.risk_names
         self._tenure = Tenure(self.store, self._writer, self.context, found.owner, found.session, sleep=self._sleep)
         self._stopped = bool(found.report.stopped)
+        for why in found.report.stopped:
+            self._tell_trouble(Trouble(kind="quarantine", context=self.context, why=why))
         self._ignored_version, self._outage_to_ms = found.ignored_version, found.outage_to_ms
         self._broken, self._plain, self._letting_go = None, False, False
         self._behind.clear()
@@ -281,7 +289,7 @@ class Session:
     def may_enter(self, candle_ms: int) -> bool:
         """Whether something may begin on the candle, as far as the session knows."""
         # On record as an outage it stays one, though it may still be the newest candle when the next run begins.
-        if self.executor is not None and self.executor.blocks_entries:
+        if (self.executor is not None and self.executor.blocks_entries) or self.health.mode is not Mode.NORMAL:
             return False
         return candle_ms > self._outage_to_ms and not (self._stopping or self._stopped or self.outbox.crowded)
 
@@ -309,6 +317,15 @@ class Session:
         """Stop at once: the context is somebody else's, or its orders cannot go on."""
         self._break(error)
         self.fenced.set()
+
+    def look_anew(self) -> None:
+        """Ask again, with the next candle, whether anything may begin."""
+        self._plain = False
+
+    @property
+    def may_act(self) -> bool:
+        """Whether what cannot be taken back may be done: as far as this process can know, the context is its own."""
+        return self.owner is not None and (self._sign is None or self._sign.is_held)
 
     @property
     def is_released(self) -> bool:
@@ -439,7 +456,7 @@ class Session:
             await self._report("store", error, candle)
             return None
         except HoldfastError as error:
-            self._broken = error
+            self._break(error)
             raise
         except BaseException as error:
             # Cancelled, or a fault of ours: whether the commit was applied is not known here.
@@ -511,9 +528,12 @@ class Session:
             delivered, outages = self.outbox.take_delivered(), self.outages.take()
             if not (rows or delivered or outages):
                 return
+            measured = self.health.began()
             try:
                 await self._tenure.commit({**dict.fromkeys(delivered), **rows, **outages}, guards)
+                self.health.ended(measured)
             except BaseException as error:
+                self.health.ended(measured, error)
                 self.outbox.put_back(delivered)
                 self.outages.put_back(outages)
                 if not isinstance(error, HoldfastError):
@@ -564,7 +584,12 @@ class Session:
         await self._send({}, {})
 
     def _break(self, error: HoldfastError) -> None:
+        if isinstance(error, FencedError) and not isinstance(self._broken, FencedError):
+            self._tell_trouble(Trouble(kind="fenced", context=self.context, why=str(error)))
         self._broken, self._plain = error, False  # the next step raises it
+
+    def _tell_trouble(self, trouble: Trouble) -> None:
+        self.health.tell(self._listeners, "trouble", trouble)
 
     async def close(self) -> None:
         """Commit what waits for it, let go of a context that others may want, and stop every task. Repeatable.
@@ -572,12 +597,15 @@ class Session:
         Crash: Delivered events may be told again.
         """
         was_open = self._broken is None and self._tenure is not None
+        if self._tenure is not None:
+            self._tenure.closing = True
         try:
             if self.executor is not None:
                 await self.executor.close()
             await self._flush_last()
             await self._let_go()
         finally:
+            await self.health.leave(self)
             if was_open:
                 self._broken, self._plain = FailedError(f"{self.context}: the session was closed: recover anew"), False
 
