@@ -16,7 +16,7 @@ from gap_kit import ALL, CONTEXT, Gap, bot_of, filled, planned, recovered, rows_
 from mortal import Death, Killer, World
 
 from holdfast.domains import context_key
-from holdfast.engine.plan import foreseen
+from holdfast.engine.plan import RecoveryPolicy, foreseen
 from holdfast.engine.registry import Registry
 from holdfast.errors import InvalidInputError, UndecidedError
 from holdfast.rows import Decision, Event, GapPlan, Levels, Signal
@@ -159,7 +159,7 @@ async def test_with_nothing_open_there_is_no_plan_and_nothing_is_fetched() -> No
 # ---------------------------------------------------------------------- who decides
 
 
-def asking(gap: Gap, policy: str) -> Bot:
+def asking(gap: Gap, policy: RecoveryPolicy) -> Bot:
     """The bot of the gap, its strategy with another recovery policy."""
     bot = bot_of(gap)
     spec = bot.registry.strategy(bot.strategy)
@@ -168,7 +168,7 @@ def asking(gap: Gap, policy: str) -> Bot:
     registry.add_risk(risk_name="limit", validations=[lambda payload: True])
     registry.add_strategy(
         spec.get_signal, strategy_name=spec.strategy_name, interval="1m", risk_name="limit",
-        recovery=policy,  # type: ignore[arg-type]
+        recovery=policy,
     )  # fmt: skip
     bot.registry = registry
     return bot
@@ -229,7 +229,7 @@ async def test_what_an_operator_decided_does_not_cover_what_came_later() -> None
     with pytest.raises(UndecidedError, match="hit_stop"):
         async for _ in asking(later, "ask").run(await world.boot()):
             pass
-    events = []
+    events: list[Any] = []
     bot = asking(gap, "ask")
     bot.listeners.listen("signal", events.append)
     async for _ in bot.run(await world.boot()):
@@ -268,9 +268,7 @@ async def test_close_at_market_enters_nothing_first() -> None:
 
 async def test_an_unknown_policy_is_refused_where_the_strategy_is_added() -> None:
     with pytest.raises(InvalidInputError, match="use step, ask, close_at_market"):
-        Registry().add_strategy(
-            lambda symbol, when: None, strategy_name="s", interval="1m", recovery="guess",  # type: ignore[arg-type]
-        )  # fmt: skip
+        Registry().add_strategy(lambda s, w: None, strategy_name="s", interval="1m", recovery="guess")  # type: ignore[call-overload]
 
 
 async def test_who_is_asked_about_a_candle_with_both_is_asked_once_and_the_answer_stays() -> None:

@@ -20,12 +20,12 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from ..contract import Key
-from ..domains import context_key, guard_key, ledger_key, to_mapping
+from ..contract import Key, KeyPrefix
+from ..domains import context_key, guard_key, ledger_key, risk_key, to_mapping
 from ..errors import ConflictError, HeldError, InvalidInputError, NotFoundError, UnavailableError
-from ..names import Context
+from ..names import Context, unquote
 from ..quarantine import kept_rows, released_key
-from ..rows import Audit, Event, Guard, Outage, Owner, Row, Signal
+from ..rows import Audit, Event, Guard, Outage, Owner, Row, SessionRow, Signal
 from ..rules.candles import MINUTE_MS, Candle
 from ..rules.drafts import stored_failures
 from ..rules.params import Params, get_config
@@ -95,6 +95,8 @@ class Hands:
         self._clock, self._sleep = clock, sleep
         self._watch = watch or (Watch(store) if store.guarantees.shared else None)
         self._writer = store.writer("operator")
+        self._names: tuple[str, ...] = ()
+        """Risk profiles of the context that was looked at last."""
 
     @property
     def now_ms(self) -> int:
@@ -133,7 +135,7 @@ class Hands:
             more = {domain: row, "session_lost": False, "signal_stopped": seen.found.signal_stopped}
         elif key.domain != "signal":
             more = {domain: row}
-        plan = reconcile(seen.context, seen.found._replace(**more), self._names(seen))
+        plan = reconcile(seen.context, seen.found._replace(**more), self._names)
         if key in plan.changes and plan.changes[key] is None:
             reason = next(repair.message for repair in plan.repairs if repair.key == key)
             raise InvalidInputError(f"{key}: {reason}: clear it")
@@ -241,7 +243,7 @@ class Hands:
         if seen is not None:
             # While its session row is in quarantine, reconciling leaves a hole in the numbers: keep it so.
             stopped = seen.found.signal_stopped and key.domain != "signal"
-            plan = reconcile(seen.context, seen.found._replace(signal_stopped=stopped), self._names(seen))
+            plan = reconcile(seen.context, seen.found._replace(signal_stopped=stopped), self._names)
         profiles = () if plan is None else plan.profiles
         if key.domain == "risk":
             profiles = tuple({*profiles, key.entity_name})
@@ -329,11 +331,11 @@ class Hands:
     async def _audit(self, action: Any, target: str, rows: Mapping[Key, Row | None]) -> Audit:
         told = [key for key in rows if key.domain not in _NOT_TOLD]
         found, _ = await self._store.salvage(*told)
-        before = {str(key): to_mapping(found[key].row) if key in found else None for key in told}
+        before = {str(key): _plain(found[key].row) if key in found else None for key in told}
         after: dict[str, Any] = {}
         for key in told:
             row = rows[key]
-            after[str(key)] = None if row is None else to_mapping(row)
+            after[str(key)] = None if row is None else _plain(row)
         kept = sorted(str(key) for key, row in rows.items() if key.domain == "quarantine" and row is not None)
         if kept:
             after["kept"] = kept
@@ -345,23 +347,27 @@ class Hands:
     # ------------------------------------------------------------------ what is there
 
     async def _look(self, context: Context) -> Looked:
-        names = self._risk_names.get(context.strategy_name, ())
-        seen = await look(self._store, context, names, now_ms=self._clock(), lifetime_ms=self._lifetime_ms())
-        if names or seen.found.session is None or not seen.found.session.risk_names:
-            return seen
-        # Which profiles its strategy has is not known here: those in which it holds slots are kept.
-        return seen._replace(plan=reconcile(context, seen.found, seen.found.session.risk_names))
+        names = self._risk_names.get(context.strategy_name)
+        if names is None:
+            names = await self._held_names(context)
+        self._names = names
+        return await look(self._store, context, names, now_ms=self._clock(), lifetime_ms=self._lifetime_ms())
+
+    async def _held_names(self, context: Context) -> tuple[str, ...]:
+        """Return the profiles in which it holds slots: which others its strategy has is not known here."""
+        session_key = context_key("session", context)
+        found, _ = await self._store.salvage(session_key)
+        if session_key in found:
+            return cast("SessionRow", found[session_key].row).risk_names
+        mine = risk_key("-", context).entity_id
+        held = [key.entity_name for key in await self._store.keys(KeyPrefix("risk")) if key.entity_id == mine]
+        return tuple(name for name in map(unquote, held) if isinstance(name, str))
 
     def _lifetime_ms(self) -> int:
         return self._params.max_signal_lifetime_minutes * MINUTE_MS
 
-    def _names(self, seen: Looked) -> tuple[str, ...]:
-        session = seen.found.session
-        own = self._risk_names.get(seen.context.strategy_name)
-        return own if own is not None else () if session is None else session.risk_names
-
     def _spec(self, seen: Looked) -> Spec:
-        return Spec(seen.context, MINUTE_MS, self._params, self._names(seen))
+        return Spec(seen.context, MINUTE_MS, self._params, self._names)
 
     def _require_free(self, seen: Looked, context: Context) -> None:
         for domain in ("signal", "schedule", "session"):
@@ -382,7 +388,7 @@ class Hands:
     async def _moved(self, seen: Looked, transition: Transition) -> _Wanted:
         """Return the rows of a transition, and of what had to be reconciled before it."""
         context, state = seen.context, seen.plan.state
-        held, names = seen.plan.risk_names, self._names(seen)
+        held, names = seen.plan.risk_names, self._names
         keys = {guard_key(name) for name in (*held, *names)} | {Key("guard", n, "guard") for n in seen.plan.profiles}
         found, _ = await self._store.salvage(*keys)
         guards = {key: cast("Guard", loaded.row) for key, loaded in found.items()}
@@ -404,3 +410,8 @@ class Hands:
         found, _ = await self._store.salvage(*keys)
         expect |= {key: found[key].version if key in found else 0 for key in keys}
         return {key: Guard(changes=cast("Guard", found[key].row).changes + 1 if key in found else 1) for key in keys}
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(to_mapping(row)))  # as it lies on the medium
+    return plain
