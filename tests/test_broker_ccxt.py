@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
-import itertools
-import json
 import logging
 import sys
 import time
@@ -14,47 +11,18 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import ccxt.async_support as ccxt
 import pytest
 from rest_venue import KEY, SECRET
 from servers.process import ServerProcess, free_port
+from venue_kit import Remote, client_of, request, resting
 
 from holdfast.brokers.ccxt import CcxtBroker
-from holdfast.brokers.ccxt_words import UNKNOWN_VENUE, meaning_of, report_of
-from holdfast.engine.broker import Broker, Features, OrderReport, OrderRequest
+from holdfast.brokers.ccxt_words import UNKNOWN_VENUE
+from holdfast.engine.broker import Broker, Features
 from holdfast.errors import HoldfastError, InvalidInputError, UnavailableError, UnknownOutcomeError
 
 # aiohttp says so on newer Pythons of what ccxt asks of it.
 pytestmark = pytest.mark.filterwarnings("ignore:enable_cleanup_closed:DeprecationWarning")
-_IDS = (f"h{n}" for n in itertools.count())
-
-
-class Remote:
-    """The venue's process, as a test orders it about."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-    def __call__(self, what: str, **given: Any) -> Any:
-        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        try:
-            link.request("POST", f"/control/{what}", json.dumps(given))
-            answer = link.getresponse()
-            assert answer.status == 200
-            return json.loads(answer.read())
-        finally:
-            link.close()
-
-    def faults(self, *what: str, at: str = "POST order") -> None:
-        self("faults", faults=[{"at": at, "do": one} for one in what])
-
-    def orders(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self("state")["orders"]
-        return found
-
-    def sent(self, what: str) -> list[dict[str, str]]:
-        """Return the parameters of each request of a kind that was let in."""
-        return [given for verb, name, given in self("state")["requests"] if f"{verb} {name}" == what]
 
 
 @pytest.fixture(scope="module")
@@ -76,33 +44,11 @@ def venue(process: Remote) -> Remote:
     return process
 
 
-def client_of(port: int, *, as_at_home: bool = True, **options: Any) -> Any:
-    """Make ccxt's binance, all of whose addresses are those of the venue on this machine."""
-    given = {"api_key": KEY, "secret": SECRET, "enableRateLimit": False, "timeout": 5000, **options}
-    client = CcxtBroker.named("binance", **given).client
-    client.urls["api"] = dict.fromkeys(client.urls["api"], f"http://127.0.0.1:{port}/api/v3")
-    if as_at_home:  # ccxt knows more error codes of binance's own host than of ours
-        client.get_exceptions_by_url = lambda url, kind: client.exceptions["spot"].get(kind, {})
-    return client
-
-
 @pytest.fixture
 async def broker(venue: Remote) -> AsyncIterator[CcxtBroker]:
     made = CcxtBroker(client_of(venue.port), symbols=["BTCUSDT"])
     yield made
     await made.close()
-
-
-def request(**more: Any) -> OrderRequest:
-    given = {
-        "symbol": "BTCUSDT", "client_order_id": next(_IDS), "side": "buy", "quantity": 0.5,
-        "expires_at_ms": int(time.time() * 1000) + 30_000,
-    }  # fmt: skip
-    return OrderRequest(**{**given, **more})
-
-
-def resting(**more: Any) -> OrderRequest:
-    return request(**{"price": 49_000.0, **more})
 
 
 async def test_a_market_order_is_filled_under_our_id(broker: CcxtBroker, venue: Remote) -> None:
@@ -393,29 +339,6 @@ async def test_positions_are_what_the_account_holds_besides_what_it_pays_with(
     assert (held.symbol, held.side, held.quantity) == ("BTCUSDT", "long", 0.375)
 
 
-async def test_positions_of_a_futures_account_have_a_side() -> None:
-    client = client_of(1, options={"defaultType": "swap"})
-    rows = [
-        {"symbol": "BTC/USDT:USDT", "contracts": 2, "contractSize": 0.1, "side": "short", "entryPrice": 50_000.0},
-        {"symbol": "ETH/USDT:USDT", "contracts": 3, "contractSize": None, "side": "long", "entryPrice": None},
-        {"symbol": "XRP/USDT:USDT", "contracts": 0, "side": None},
-    ]
-
-    async def nothing() -> None: ...
-
-    async def fetch_positions() -> list[dict[str, Any]]:
-        return rows
-
-    client.load_time_difference = client.load_markets = nothing
-    client.fetch_positions = fetch_positions
-    broker = CcxtBroker(client)
-    assert broker.features == Features(refuses_repeated_ids="while_open", refuses_expired=True, reduce_only=True)
-    short, long = await broker.positions()
-    assert (short.symbol, short.side, short.quantity, short.entry_price) == ("BTC/USDT:USDT", "short", 0.2, 50_000.0)
-    assert (long.side, long.quantity, long.entry_price) == ("long", 3.0, None)
-    await broker.close()
-
-
 async def test_of_an_exchange_that_nobody_knows_nothing_is_assumed(venue: Remote) -> None:
     client = client_of(venue.port)
     client.id = "somebody"
@@ -469,75 +392,3 @@ async def test_the_key_is_told_by_its_fingerprint_only(
     assert "***" in refused.note
     for secret in (KEY, SECRET, "signature="):
         assert not [text for text in told if secret in text]
-
-
-def test_another_key_is_another_account() -> None:
-    one, same, other = (CcxtBroker(client_of(1, api_key=key)) for key in ("one", "one", "other"))
-    assert one.account == same.account != other.account
-
-
-def test_a_broker_needs_ccxt_a_known_exchange_and_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InvalidInputError, match="knows no exchange 'nowhere'"):
-        CcxtBroker.named("nowhere", api_key="k", secret="s")
-    with pytest.raises(InvalidInputError, match="no apiKey"):
-        CcxtBroker.named("binance", api_key="", secret="s")
-    made = CcxtBroker.named("binance", api_key="k", secret="s", timeout=1234, quote="USDC")
-    assert (made.client.apiKey, made.client.timeout, made.client.enableRateLimit) == ("k", 1234, True)
-    monkeypatch.setitem(sys.modules, "ccxt.async_support", None)
-    with pytest.raises(InvalidInputError, match=r"pip install 'holdfast\[ccxt\]'"):
-        CcxtBroker.named("binance", api_key="k", secret="s")
-
-
-def test_every_error_of_ccxt_has_one_meaning_and_the_doubtful_ones_are_unknown() -> None:
-    certain = {
-        "repeated": {"DuplicateOrderId"},
-        "missing": {"OrderNotFound"},
-        "wrong": {
-            "AuthenticationError", "PermissionDenied", "AccountNotEnabled", "AccountSuspended", "ArgumentsRequired",
-            "BadSymbol", "NotSupported", "InvalidProxySettings",
-        },
-        "late": {"InvalidNonce", "ChecksumError"},
-        "unsent": {"DDoSProtection", "RateLimitExceeded"},
-        "rejected": {
-            "BadRequest", "InsufficientFunds", "InvalidOrder", "OrderNotCached", "OrderImmediatelyFillable",
-            "OrderNotFillable", "ContractUnavailable", "OperationRejected", "NoChange", "MarginModeAlreadySet",
-            "MarketClosed", "ManualInteractionNeeded", "RestrictedLocation",
-        },
-    }  # fmt: skip
-    expected = {name: meaning for meaning, names in certain.items() for name in names}
-    kinds = {
-        kind.__name__: kind
-        for kind in vars(ccxt).values()
-        if isinstance(kind, type) and issubclass(kind, ccxt.BaseError)
-    }
-    assert expected.keys() <= kinds.keys()
-    assert {name: meaning_of(kind("said")) for name, kind in kinds.items()} == {
-        name: expected.get(name, "unknown") for name in kinds
-    }
-    assert meaning_of(ValueError("an answer that makes no sense")) == "unknown"
-    assert meaning_of(ccxt.InvalidOrder('{"code":-2010,"msg":"Duplicate order sent."}')) == "repeated"
-    assert meaning_of(ccxt.ExchangeError('{"code":-4116,"msg":"ClientOrderId is duplicated."}')) == "repeated"
-    assert meaning_of(ccxt.ExchangeNotAvailable("no duplicate was seen")) == "unknown"
-
-
-@pytest.mark.parametrize(
-    ("order", "expected"),
-    [
-        ({"status": "open", "amount": 1, "filled": 0}, ("open", 0.0, None)),
-        ({"status": "open", "amount": 1, "filled": 0.5, "average": 7}, ("partial", 0.5, 7.0)),
-        ({"status": "closed", "amount": 1, "filled": 1, "average": "7.5"}, ("filled", 1.0, 7.5)),
-        ({"status": "closed", "amount": 1, "filled": 0.5, "average": 7}, ("cancelled", 0.5, 7.0)),
-        ({"status": "closed", "amount": None, "filled": 0.5}, ("filled", 0.5, None)),
-        ({"status": "canceled", "amount": 1, "filled": 0}, ("cancelled", 0.0, None)),
-        ({"status": "expired", "amount": 1, "filled": 0.5, "average": 7}, ("cancelled", 0.5, 7.0)),
-        ({"status": "rejected", "amount": 1, "filled": None}, ("rejected", 0.0, None)),
-        ({"status": None}, ("sent", 0.0, None)),
-        ({"status": "canceling", "amount": 1, "filled": 0}, ("sent", 0.0, None)),
-        ({}, ("sent", 0.0, None)),
-    ],
-)
-def test_an_order_of_ccxt_is_told_in_our_words(
-    order: dict[str, Any], expected: tuple[str, float, float | None]
-) -> None:
-    report: OrderReport = report_of(order, "X", "id")
-    assert (report.state, report.filled_quantity, report.average_price) == expected

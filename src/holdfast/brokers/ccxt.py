@@ -21,6 +21,7 @@ from .ccxt_words import UNKNOWN_VENUE, VENUES, Venue, as_ours, meaning_of, repor
 
 _log = logging.getLogger("holdfast.ccxt")
 _log.setLevel(logging.INFO)
+_CLOCK_SECONDS = 3600.0
 _PAGE = 500
 _MAX_PAGES = 200
 _FUTURES = frozenset(("future", "swap", "linear"))
@@ -68,7 +69,8 @@ class CcxtBroker:
         self._spelling: dict[str, str] = {}  # ccxt's name of a market: ours
         self._now = now
         self._loading: asyncio.Lock | None = None
-        self._loaded = self._clock_known = False
+        self._loaded = False
+        self._clock_until_s = 0.0  # until when the difference of the clocks is taken to hold
         client.options["warnOnFetchOpenOrdersWithoutSymbol"] = False  # or to ask for all is an error
         client.fetch = _only_json(client.fetch)
         client.logger = _log  # ccxt's own tells the headers, where the key is, to whoever listens at DEBUG
@@ -247,7 +249,7 @@ class CcxtBroker:
     def _raised(self, error: Exception, *, changing: bool) -> HoldfastError:
         # Raised from None by whoever calls this: the driver's own text may hold the signed request.
         if meaning_of(error) in ("late", "unsent"):
-            self._clock_known = False  # the clocks may have drifted apart
+            self._clock_until_s = 0.0  # the clocks may have drifted apart
         return error if isinstance(error, HoldfastError) else as_ours(error, changing=changing, secrets=self._secrets)
 
     async def _asked(self, function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
@@ -313,13 +315,14 @@ class CcxtBroker:
         return self._named(symbol)
 
     async def _ready(self) -> None:
-        """Load the markets, and the difference of the clocks; once, and that again after a doubt."""
+        """Load the markets once, and the difference of the clocks each hour and after a doubt."""
         if self._loading is None:
             self._loading = asyncio.Lock()
         async with self._loading:
-            if not self._clock_known and self._venue.window_ms is not None:
+            now_s = self._now()
+            if not now_s < self._clock_until_s <= now_s + _CLOCK_SECONDS and self._venue.window_ms is not None:
                 await self._asked(self.client.load_time_difference)
-            self._clock_known = True
+                self._clock_until_s = now_s + _CLOCK_SECONDS
             if not self._loaded:
                 await self._asked(self.client.load_markets)
                 self._loaded = True
