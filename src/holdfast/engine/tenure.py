@@ -53,6 +53,8 @@ class Tenure:
         self._owner, self._session = owner, session
         self.turn = asyncio.Lock()
         """One commit at a time: what it expects depends on the one before."""
+        self.closing = False
+        """Its session ends: it waits no longer for a store that cannot be used."""
 
     @property
     def owner(self) -> Owner:
@@ -92,7 +94,11 @@ class Tenure:
                 **guards,
             }
             try:
-                number = await commit_surely(self._writer, changes, expect, sleep=self._sleep)
+                # Once an answer was lost, a refusal does not say that nothing was written: whoever decided anew then
+                # would find its own commit, and take it for that of another owner.
+                number = await commit_surely(
+                    self._writer, changes, expect, sleep=self._sleep, patient=lambda: not self.closing
+                )
             except ConflictError as error:
                 await self._look_into(error, guards)
                 continue
