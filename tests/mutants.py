@@ -16,6 +16,7 @@ from mutants_mongo import MONGO
 from mutants_redis import REDIS
 from mutants_replicated import REPLICATED
 from mutants_s3 import S3
+from mutants_sizing import SIZING
 from mutants_sql import SQL
 from mutants_wrappers import WRAPPERS
 
@@ -293,7 +294,7 @@ ENGINE = [
     ),
 ]
 
-MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *S3, *MONGO, *WRAPPERS, *ENCRYPTED, *HISTORIES, *KILLS, *REPLICATED)]
+MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *S3, *MONGO, *WRAPPERS, *ENCRYPTED, *HISTORIES, *KILLS, *REPLICATED, *SIZING)]
 HANDFUL = (
     "no fdatasync of a commit",
     "the versions are not compared",
