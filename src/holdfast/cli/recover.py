@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
+
 from ..contract import Survives
 from ..documents.adapters import current_routes
 from ..domains import context_key, to_mapping
@@ -127,6 +129,10 @@ async def _recover(options: argparse.Namespace, plan: Plan) -> int:
         finally:
             if client is not None:
                 await client.close()
+            for name in {context.exchange_name for context in plan.contexts}:
+                broker = default_registry.exchange(name).broker
+                if broker is not None:
+                    await broker.close()
         others = await _unclaimed(store, plan.contexts)
     if options.json:
         print_json(as_json(reports, others, planned=options.plan))
@@ -224,6 +230,14 @@ def _print(reports: Sequence[GapReport], others: Sequence[Signal], *, planned: b
     title = "Recovery plan (nothing was changed)" if planned else "Recovered"
     columns = ("context", "signal", "missed", "candles", "decided", "verdict")
     print_table(f"{title}; nothing open in {quiet} of {len(reports)} contexts", columns, lines, plain=plain)
+    words = [
+        [str(report.context), one.word, one.what, one.client_order_id or one.signal_id or "-", one.stored or "-",
+         one.venue or "-", one.then]
+        for report in reports for one in report.venue
+    ]  # fmt: skip
+    if words:
+        columns = ("context", "verdict", "of", "id", "stored", "at the venue", "then")
+        print_table("At the venue", columns, words, plain=plain)
     for report in reports:
         for reason in report.stopped:
             print(f"{report.context}: in quarantine: {reason}")
@@ -249,6 +263,7 @@ def _report_json(report: GapReport) -> dict[str, Any]:
         "exchange": context.exchange_name, "symbol": context.symbol, "strategy": context.strategy_name,
         "verdict": None, "decided": report.decided, "undecided": report.undecided or None,
         "stopped": list(report.stopped), "committed": [event.number for event in report.events],
+        "venue": [msgspec.to_builtins(one) for one in report.venue],
     }  # fmt: skip
     if outlook is not None:
         told |= {

@@ -27,6 +27,7 @@ from .recovery import stopped_reasons
 from .registry import Registry, default_registry
 from .session import Session, wall_clock_ms
 from .turns import Turns
+from .venue_plan import VenueVerdict, ask_venue
 from .worker import LEASE_SECONDS
 
 
@@ -44,6 +45,8 @@ class GapReport(msgspec.Struct, frozen=True, kw_only=True):
     """What is in quarantine, and why: nothing opens until it is adopted or cleared."""
     events: tuple[Event, ...] = ()
     """What recovery committed."""
+    venue: tuple[VenueVerdict, ...] = ()
+    """What the venue says of its orders; after a recovery, what is left to say."""
 
 
 class GapRun:
@@ -88,7 +91,8 @@ class GapRun:
         if session.state.signal is not None or session.state.scheduled is not None:
             candles = await driver.fetch_missed(session)
             outlook = await self._gap(session).foresee(candles, None)
-        return GapReport(context=context, outlook=outlook, stopped=stopped)
+        venue = await self._ask_venue(session)
+        return GapReport(context=context, outlook=outlook, stopped=stopped, venue=venue)
 
     async def recover(self, context: Context) -> GapReport:
         """Own ``context``, put the plan and the decision on record, do it, and let go.
@@ -108,6 +112,8 @@ class GapRun:
             before = session.state.last_event
             if restored is not None:
                 candles = await driver.fetch_missed(session)
+                if candles:
+                    await session.settle_orders(candles[0])  # an entry that came to nothing takes its signal with it
                 gap = self._gap(session)
                 outlook = await gap.foresee(candles, None)
                 try:
@@ -117,13 +123,25 @@ class GapRun:
                 else:
                     await self._step(session, candles)
                     await gap.finish()
+            await session.orders_quiet()
+            venue = await self._ask_venue(session)
             await session.outbox.record_trades()
             stopped = stopped_reasons(self._store, context)
             events = tuple(event for event in session.outbox.waiting if event.number > before)
         finally:
             await session.close()
         return GapReport(
-            context=context, outlook=outlook, decided=decided, undecided=undecided, stopped=stopped, events=events
+            context=context, outlook=outlook, decided=decided, undecided=undecided, stopped=stopped, events=events,
+            venue=venue,
+        )  # fmt: skip
+
+    async def _ask_venue(self, session: Session) -> tuple[VenueVerdict, ...]:
+        broker = session.exchange.broker
+        if broker is None or session.executor is None:
+            return ()
+        open_id = None if session.state.signal is None else session.state.signal.id
+        return await ask_venue(
+            self._store, session.context, broker, session.executor.terms, open_id, now_ms=self._clock()
         )
 
     async def _step(self, session: Session, candles: list[Candle]) -> None:

@@ -64,6 +64,10 @@ class Venue:
         """Ask to cancel an order."""
         return await _bounded(self._broker.cancel(order.context[1], order.client_order_id))
 
+    async def resting(self, symbol: str) -> Sequence[OrderReport]:
+        """Return the orders of a symbol that rest at the venue, also those of others."""
+        return await _bounded(self._broker.open_orders(symbol))
+
     async def positions(self) -> Sequence[VenuePosition]:
         """Return what the account holds."""
         return await _bounded(self._broker.positions())

@@ -1,0 +1,172 @@
+"""What the venue says of a context's orders, beside what is stored: the other half of a recovery plan.
+
+``judge`` is a plain function of rows and answers; what is done next about an order that the venue does not know, or
+about all of them together, is what :mod:`holdfast.engine.orders` says: the executor asks the same functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
+
+import msgspec
+
+from ..domains import context_key
+from ..names import Context
+from ..rows import Order, Position
+from ..store import Store
+from .answers import answered
+from .broker import Broker, OrderReport, VenuePosition
+from .orders import DUST, Ask, Book, Cancel, Put, Send, Step, Terms, Wait, is_ended, next_step, unfound
+from .venue import Venue
+
+Word = Literal["as_stored", "moved_on", "unknown_at_venue", "foreign_at_venue", "twice_at_venue"]
+"""Of an order: as stored, changed meanwhile, not known there, there and in no row, there more than once. Of a position:
+``unknown_at_venue`` where the venue holds less than the orders tell, ``foreign_at_venue`` where it holds more."""
+
+
+class VenueVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """One verdict from the venue."""
+
+    word: Word
+    what: Literal["order", "position"]
+    client_order_id: str = ""
+    signal_id: str = ""
+    stored: str = ""
+    """Its stored state; for a position what the orders tell, signed by side."""
+    venue: str = ""
+    """What the venue says."""
+    then: str = ""
+    """What recovery does about it first."""
+
+
+class Answers(msgspec.Struct, frozen=True, kw_only=True):
+    """What the venue said when it was asked."""
+
+    reports: Mapping[str, tuple[OrderReport | None, int]]
+    """For each order that was asked about: what is known of it, and how often it is there."""
+    resting: Sequence[OrderReport]
+    positions: Sequence[VenuePosition]
+
+
+def judge(
+    context: Context, orders: Sequence[Order], open_id: str | None, terms: Terms, said: Answers, *, now_ms: int
+) -> tuple[VenueVerdict, ...]:
+    """Return a verdict for each order of the context that is not settled, and for what no row tells of.
+
+    Args:
+        orders: Every order of the store: another context may trade the same symbol.
+        open_id: The signal that is open.
+    """
+    own = tuple(context)
+    book = Book(order for order in orders if order.context == own)
+    verdicts = [_order(book, order, open_id, terms, said, now_ms) for order in asked_about(book, open_id)]
+    known = {order.client_order_id for order in orders}
+    verdicts += [
+        VenueVerdict(
+            word="foreign_at_venue", what="order", client_order_id=report.client_order_id,
+            venue=f"{report.state}, {report.side or '?'} {report.quantity or 0:g}", then="left alone: it is in no row",
+        )
+        for report in said.resting
+        if report.symbol == context.symbol and report.client_order_id not in known
+    ]  # fmt: skip
+    return (*verdicts, *_positions(context, orders, terms, said))
+
+
+def asked_about(book: Book, open_id: str | None) -> list[Order]:
+    """Return the orders that the venue has to be asked about: under way, or of what is open or not wholly closed."""
+    live = {open_id, *book.unsettled()}
+    return [order for order in book.orders.values() if order.signal_id in live]
+
+
+def _order(
+    book: Book, order: Order, open_id: str | None, terms: Terms, said: Answers, now_ms: int
+) -> VenueVerdict:  # fmt: skip
+    report, count = said.reports.get(order.client_order_id, (None, 0))
+    word: Word
+    if report is None:
+        word, now = "unknown_at_venue", order
+        is_open = order.signal_id == open_id
+        step: Step = Wait(None) if is_ended(order) else unfound(order, terms, now_ms=now_ms, is_open=is_open)
+    else:
+        now = answered(order, report)
+        same = (now.state, now.filled_quantity) == (order.state, order.filled_quantity)
+        word = "twice_at_venue" if count > 1 else "as_stored" if same else "moved_on"
+        step = next_step(_with(book, now), open_id, terms, now_ms=now_ms, epoch=0)
+    return VenueVerdict(
+        word=word, what="order", client_order_id=order.client_order_id, signal_id=order.signal_id,
+        stored=f"{order.action} {order.state}, {order.filled_quantity:g} of {order.quantity:g} filled",
+        venue="" if report is None else f"{now.state}, {now.filled_quantity:g} filled", then=_words(step),
+    )  # fmt: skip
+
+
+def _with(book: Book, order: Order) -> Book:
+    other = Book(book.orders.values())
+    other.put(order)
+    return other
+
+
+def _positions(
+    context: Context, orders: Sequence[Order], terms: Terms, said: Answers
+) -> list[VenueVerdict]:  # fmt: skip
+    """Compare what the account holds of the symbol with what the filled orders of all its contexts come to."""
+    side: Position
+    told: list[VenueVerdict] = []
+    by_context: dict[tuple[str, str, str], list[Order]] = {}
+    for order in orders:
+        if order.context[:2] == (context.exchange_name, context.symbol) and order.account == terms.account:
+            now = said.reports.get(order.client_order_id, (None, 0))[0]
+            by_context.setdefault(order.context, []).append(order if now is None else answered(order, now))
+    sums = {"long": 0.0, "short": 0.0}
+    for those in by_context.values():
+        book = Book(those)
+        for signal_id in book.signal_ids():
+            entry = book.entry(signal_id)
+            if entry is not None:
+                sums["long" if entry.side == "buy" else "short"] += book.position(signal_id)
+    for side in ("long", "short"):
+        ours = sums[side]
+        held = sum(one.quantity for one in said.positions if one.symbol == context.symbol and one.side == side)
+        if abs(held - ours) > max(held, ours) * DUST:
+            told.append(
+                VenueVerdict(
+                    word="foreign_at_venue" if held > ours else "unknown_at_venue", what="position",
+                    stored=f"{side} {ours:g}", venue=f"{side} {held:g}",
+                    then="left alone: adopt it, or close it at the venue" if held > ours
+                    else "its exit is refused there, and then counts as done: close it here if it is gone",
+                )
+            )  # fmt: skip
+    return told
+
+
+def _words(step: Step) -> str:
+    match step:
+        case Send(order, again):
+            return f"the {order.action} is sent{' again' if again else ''}"
+        case Ask(order):
+            return f"the {order.action} is asked about"
+        case Cancel(order):
+            return f"the {order.action} is cancelled"
+        case Put(order):
+            return f"the {order.action} becomes {order.state}"
+        case Wait():
+            return "nothing" if step.until_ms is None else "waited for"
+
+
+async def ask_venue(
+    store: Store, context: Context, broker: Broker, terms: Terms, open_id: str | None, *, now_ms: int
+) -> tuple[VenueVerdict, ...]:
+    """Ask the venue about a context's orders and judge; sends nothing and changes nothing.
+
+    Raises:
+        UnavailableError, UnknownOutcomeError: The venue cannot be asked now.
+    """
+    rows = {key: cast("Order", loaded.row) for key, loaded in (await store.scan("order")).items()}
+    name = context_key("session", context).entity_name
+    book = Book(order for key, order in rows.items() if key.entity_name == name)
+    venue = Venue(broker, terms)
+    reports = {order.client_order_id: await venue.known(order) for order in asked_about(book, open_id)}
+    said = Answers(
+        reports=reports, resting=await venue.resting(context.symbol), positions=await venue.positions()
+    )  # fmt: skip
+    return judge(context, list(rows.values()), open_id, terms, said, now_ms=now_ms)
