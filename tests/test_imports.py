@@ -39,6 +39,7 @@ MAY_NOT: dict[str, tuple[str, ...]] = {
     "rules": (*STORE, "backends", "urls", "engine", "documents", "market", "cli", "testing", "process"),
     "engine": ("backends", "urls", "cli", "testing", "process"),
     "documents": ("backends", "rules", "engine", "market", "urls", "cli", "testing", "process"),
+    "brokers": (*STORE, "backends", "urls", "documents", "market", "cli", "testing", "process"),
     "market": (*STORE, "backends", "urls", "engine", "documents", "cli", "testing", "process"),
     "urls": (*STORE, *ABOVE_THE_STORE),
     "testing": ("cli",),
