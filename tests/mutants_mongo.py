@@ -251,4 +251,18 @@ MONGO: list[tuple[str, str, str, str, str]] = [
         '        return f"{self.scheme}://{self.password}@{self.hosts}/',
         f"{_PLAIN} 'password or credentials'",
     ),
+    (
+        "mongo: a listing of scopes is compared with what came after it",
+        "backends/mongo/backend.py",
+        "        floors = self._floors.copy()",
+        "        floors = self._floors",
+        f"{_PLAIN} overtakes",
+    ),
+    (
+        "mongo: rows of a newer format are read",
+        "backends/mongo/backend.py",
+        "            require_format(found, scope, self._shown)\n",
+        "            pass\n",
+        f"{_PLAIN} newer_format",
+    ),
 ]

@@ -249,10 +249,35 @@ async def test_a_newer_format_is_refused(store: MongoBackend, documents: Any, tm
     await documents.update_one({"_id": "main"}, {"$set": {"format": 2}})
     other = MongoBackend(url_of(tmp_path))
     await other.open()
-    for call in (other.commit("main", {KEY: b"2"}, {KEY: 1}, op=Op("w", 2)), other.head("main")):
+
+    async def names() -> list[Key]:
+        return [key async for key in other.keys("main")]
+
+    for call in (
+        other.commit("main", {KEY: b"2"}, {KEY: 1}, op=Op("w", 2)),
+        other.head("main"),
+        other.read("main", [KEY]),
+        names(),
+    ):
         with pytest.raises(NewerFormatError, match="upgrade"):
             await call
     await other.close()
+
+
+async def test_a_commit_that_overtakes_a_listing_of_scopes_is_no_alarm(
+    store: MongoBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.commit("main", {KEY: b"1"}, {}, op=Op("w", 1))
+    assert store._link is not None
+    ask = store._link.aggregate
+
+    async def overtaken(*args: Any, **options: Any) -> list[dict[str, Any]]:
+        found = await ask(*args, **options)
+        await store.commit("main", {KEY: b"2"}, {KEY: 1}, op=Op("w", 2))
+        return found
+
+    monkeypatch.setattr(store._link, "aggregate", overtaken)
+    assert [scope async for scope in store.scopes()] == ["main"]
 
 
 # -- the document's size -----------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from ..state import require_scope
 from .address import Address, parse
 from .attest import Attestation, facts, judge
 from .document import Asked, field_of, key_of, rows_asked
-from .lane import Lane, barrier, foreign, known_of, taken_back
+from .lane import Lane, barrier, foreign, known_of, require_format, taken_back
 from .link import Link
 
 _ROOM_BYTES = 64 * 1024
@@ -177,7 +177,10 @@ class MongoBackend:
         link = self._opened()
         require_scope(scope)
         names = {"$map": {"input": {"$objectToArray": "$rows"}, "in": "$$this.k"}}
-        pipeline: list[dict[str, Any]] = [{"$match": {"_id": scope}}, {"$project": {"number": 1, "names": names}}]
+        pipeline: list[dict[str, Any]] = [
+            {"$match": {"_id": scope}},
+            {"$project": {"format": 1, "number": 1, "names": names}},
+        ]
         floor, deadline = self._floors.get(scope, 0), self._deadline()
         found = await link.aggregate(pipeline, deadline, level=self._attested.read_level)
         await self._confirm(scope, found[0] if found else None, floor, deadline)
@@ -194,12 +197,13 @@ class MongoBackend:
         link, deadline = self._opened(), self._deadline()
         pipeline: list[dict[str, Any]] = [
             {"$match": {"_id": {"$regex": r"^[A-Za-z0-9._\-]{1,64}$"}, "number": {"$gte": 1}}},
-            {"$project": {"number": 1}},
+            {"$project": {"format": 1, "number": 1}},
         ]
+        floors = self._floors.copy()  # as of before the question
         found = await link.aggregate(pipeline, deadline, level="majority" if self._distributed else "local")
         for document in found:
             name = str(document["_id"])
-            await self._confirm(name, document, self._floors.get(name, 0), deadline)
+            await self._confirm(name, document, floors.get(name, 0), deadline)
         for name in sorted(str(document["_id"]) for document in found):
             yield name
 
@@ -237,13 +241,15 @@ class MongoBackend:
         link, deadline = self._opened(), self._deadline()
         floor = self._floors.get(scope, 0)  # as of before the question: commits meanwhile may raise it
         level = self._attested.read_level
-        found = await link.find(scope, {**projection, "number": 1}, deadline, level=level)
+        found = await link.find(scope, {**projection, "format": 1, "number": 1}, deadline, level=level)
         await self._confirm(scope, found, floor, deadline)
         return found
 
     async def _confirm(self, scope: str, found: dict[str, Any] | None, floor: int, deadline: float) -> None:
-        """Refuse what was taken back, and make durable what is ahead of what we know to be so."""
+        """Refuse what was taken back or is of a newer format; make durable what is ahead of what we know to be so."""
         number = 0 if found is None else found.get("number")
+        if found is not None:
+            require_format(found, scope, self._shown)
         if not isinstance(number, int):
             raise foreign(self._shown, f"the number of scope {scope}")
         if number < floor:

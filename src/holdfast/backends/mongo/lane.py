@@ -323,19 +323,31 @@ def _head_of(found: dict[str, Any] | None, scope: str, shown: str) -> Known:
         known = Known(0, "", 0, {})
         known.complete = True
         return known
+    require_format(found, scope, shown)
     try:
         number, tip, size = int(found["number"]), str(found["tip"]), int(found["bytes"])
         writers = {writer_of(name): WriterOp(int(w["n"]), int(w["number"])) for name, w in found["writers"].items()}
-        made_by = int(found["format"])
         if number < 1:
             raise ValueError(number)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise foreign(shown, f"the document of scope {scope}") from None
+    return Known(number, tip, size, writers)
+
+
+def require_format(found: dict[str, Any], scope: str, shown: str) -> None:
+    """Refuse a scope's document that another version than this one has to read.
+
+    Raises:
+        NewerFormatError: A newer one wrote it.
+        CorruptedError: Another hand did.
+    """
+    made_by = found.get("format")
+    if not isinstance(made_by, int):
+        raise foreign(shown, f"the document of scope {scope}")
     if made_by > FORMAT:
         raise NewerFormatError(
             f"{shown}: scope {scope} has format {made_by}; this version reads up to {FORMAT}: upgrade", backend=shown
         )
-    return Known(number, tip, size, writers)
 
 
 def foreign(shown: str, what: str, key: Key | None = None) -> CorruptedError:
