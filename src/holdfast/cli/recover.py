@@ -236,8 +236,8 @@ def _print(reports: Sequence[GapReport], others: Sequence[Signal], *, planned: b
         for report in reports for one in report.venue
     ]  # fmt: skip
     if words:
-        columns = ("context", "verdict", "of", "id", "stored", "at the venue", "then")
-        print_table("At the venue", columns, words, plain=plain)
+        heads = ("context", "verdict", "of", "id", "stored", "at the venue", "then")
+        print_table("At the venue", heads, words, plain=plain)
     for report in reports:
         for reason in report.stopped:
             print(f"{report.context}: in quarantine: {reason}")

@@ -123,9 +123,9 @@ class GapRun:
                 else:
                     await self._step(session, candles)
                     await gap.finish()
+            await session.outbox.record_trades()
             await session.orders_quiet()
             venue = await self._ask_venue(session)
-            await session.outbox.record_trades()
             stopped = stopped_reasons(self._store, context)
             events = tuple(event for event in session.outbox.waiting if event.number > before)
         finally:
