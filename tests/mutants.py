@@ -13,6 +13,7 @@ from mutants_encrypted import ENCRYPTED
 from mutants_histories import HISTORIES
 from mutants_kills import KILLS
 from mutants_mongo import MONGO
+from mutants_owners import OWNERS
 from mutants_redis import REDIS
 from mutants_replicated import REPLICATED
 from mutants_s3 import S3
@@ -294,7 +295,7 @@ ENGINE = [
     ),
 ]
 
-MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *S3, *MONGO, *WRAPPERS, *ENCRYPTED, *HISTORIES, *KILLS, *REPLICATED, *SIZING)]
+MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *S3, *MONGO, *WRAPPERS, *ENCRYPTED, *HISTORIES, *KILLS, *REPLICATED, *OWNERS, *SIZING)]
 HANDFUL = (
     "no fdatasync of a commit",
     "the versions are not compared",

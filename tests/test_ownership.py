@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -332,4 +333,8 @@ def test_a_process_is_known_by_its_machine_and_its_start() -> None:
     assert machine().count("/") >= 1
     assert started_ticks(os.getpid()) > 0
     assert started_ticks(2**22 + 1) == 0
-    assert boot_seconds() > 0
+
+
+def test_a_lease_is_measured_by_a_clock_that_nobody_sets_and_that_goes_on_while_the_machine_sleeps() -> None:
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert before <= boot_seconds() <= time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,0 +1,120 @@
+"""One-line defects of ownership, leases and fleets, as (name, file, text, its replacement, pytest arguments).
+
+``tests/mutants.py`` makes its ``Mutant`` of each.
+"""
+
+from __future__ import annotations
+
+_OWNER = "tests/test_ownership.py -k"
+_LEASES = "tests/test_leases.py -k"
+_FLEET = "tests/test_fleet.py -k"
+
+OWNERS: list[tuple[str, str, str, str, str]] = [
+    (
+        "owners: neither owner nor session row is expected",
+        "engine/tenure.py",
+        "                self._owner_key: self._owner.version,\n"
+        "                self._session_key: 0 if self._session is None else self._session.version,\n",
+        "",
+        "tests/test_zombies.py -k 'paused_owner and redis'",
+    ),
+    (
+        "owners: a lease is measured by the wall clock",
+        "engine/worker.py",
+        "    return time.clock_gettime(time.CLOCK_BOOTTIME)\n",
+        "    return time.time()\n",
+        f"{_OWNER} nobody_sets",
+    ),
+    (
+        "owners: dead after one look",
+        "engine/worker.py",
+        "        return (Life.DEAD if before - since >= row.lease_seconds else Life.UNKNOWN), row\n",
+        "        return Life.DEAD, row\n",
+        f"{_OWNER} 'lease_is_over or waiting_ends'",
+    ),
+    (
+        "owners: an outage is taken for a death",
+        "engine/worker.py",
+        "            self._seen.clear()\n            raise\n",
+        "            raise\n",
+        f"{_OWNER} outage",
+    ),
+    (
+        "owners: nothing is let go of",
+        "engine/session.py",
+        "                    await self._tenure.release()\n",
+        "                    pass\n",
+        f"{_OWNER} let_go",
+    ),
+    (
+        "owners: no margin on the holder's side",
+        "engine/worker.py",
+        "< self.lease_seconds * (1 - MARGIN)",
+        "< self.lease_seconds",
+        f"{_OWNER} earlier",
+    ),
+    (
+        "owners: a session that was replaced goes on",
+        "engine/worker.py",
+        "                session.fence(fenced(session.context, mine, row))\n",
+        "                pass\n",
+        f"{_OWNER} 'has_noticed or names_the_new_owner'",
+    ),
+    (
+        "owners: a sign of life counts before the look",
+        "engine/worker.py",
+        "            await self._look_for_new_owners()\n            self._looks += 1\n            self._sent_at = before\n",
+        "            self._sent_at = before\n            await self._look_for_new_owners()\n            self._looks += 1\n",
+        f"{_OWNER} counts_only",
+    ),
+    (
+        "owners: a takeover does not outlast the other's lease",
+        "engine/ownership.py",
+        "                await _outlast(claim.watch, old.row.holder, sleep)\n",
+        "                pass\n",
+        f"{_LEASES} taken_over",
+    ),
+    (
+        "owners: rows are leased after the lease",
+        "engine/leases.py",
+        "return owner.epoch if owner is not None and self._sign.is_held else None",
+        "return owner.epoch if owner is not None else None",
+        f"{_LEASES} paused",
+    ),
+    (
+        "owners: rows are leased that an adapter may write",
+        "engine/leases.py",
+        'frozenset(("session", "outbox", "outage"))',
+        'frozenset(("session", "outbox", "outage", "signal"))',
+        f"{_LEASES} nothing_is_leased",
+    ),
+    (
+        "owners: what a living owner has is started all the same",
+        "engine/fleet.py",
+        "            if one is None or one.row.released or one.row.holder not in living\n",
+        "",
+        f"{_FLEET} living_owner",
+    ),
+    (
+        "owners: a worker that leaves is still given contexts",
+        "engine/fleet.py",
+        "if row.fleet == self._fleet and not row.leaving}",
+        "if row.fleet == self._fleet}",
+        f"{_FLEET} says_that_it_leaves",
+    ),
+    (
+        "owners: contexts are dealt out by counting",
+        "engine/fleet.py",
+        "    return max(holders, key=lambda holder: (_weight(holder, name), holder), default=None)\n",
+        "    ordered = sorted(holders)\n"
+        '    return ordered[int.from_bytes(_weight("", name)) % len(ordered)] if ordered else None\n',
+        f"{_FLEET} moves_nothing",
+    ),
+    (
+        "owners: a run that is left keeps its context",
+        "engine/driver.py",
+        "                if self._leaving.is_set():\n                    return\n",
+        "",
+        f"{_FLEET} is_left_ends",
+    ),
+]
