@@ -14,6 +14,7 @@ from mutants_histories import HISTORIES
 from mutants_kills import KILLS
 from mutants_mongo import MONGO
 from mutants_owners import OWNERS
+from mutants_plan import PLAN
 from mutants_redis import REDIS
 from mutants_replicated import REPLICATED
 from mutants_s3 import S3
@@ -295,7 +296,7 @@ ENGINE = [
     ),
 ]
 
-MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *S3, *MONGO, *WRAPPERS, *ENCRYPTED, *HISTORIES, *KILLS, *REPLICATED, *OWNERS, *SIZING)]
+MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *S3, *MONGO, *WRAPPERS, *ENCRYPTED, *HISTORIES, *KILLS, *REPLICATED, *PLAN, *OWNERS, *SIZING)]
 HANDFUL = (
     "no fdatasync of a commit",
     "the versions are not compared",

@@ -1,0 +1,132 @@
+"""One-line defects of recovery plans and the operator's hands: (name, file, text, its replacement, pytest arguments).
+
+``tests/mutants.py`` makes its ``Mutant`` of each.
+"""
+
+from __future__ import annotations
+
+_PLAN = "tests/test_recovery_plan.py -k"
+_HANDS = "tests/test_hands.py -k"
+_VENUE = "tests/test_recovery_venue.py -k"
+
+PLAN: list[tuple[str, str, str, str, str]] = [
+    (
+        "plan: the past may be entered in a plan",
+        "engine/plan.py",
+        "outcome = step(state, candle, window, spec, entries=entries)",
+        "outcome = step(state, candle, window, spec, entries=True)",
+        f"{_PLAN} 'the_plan_says and entry'",
+    ),
+    (
+        "plan: the plan begins with an empty price window",
+        "engine/gap.py",
+        "        for candle in session.window.candles:\n            window.push(candle)\n",
+        "",
+        f"{_PLAN} 'the_plan_says and levels'",
+    ),
+    (
+        "plan: candles that wait to be stepped come into the price while more are fetched",
+        "engine/driver.py",
+        "reached_to_ms = self._queue[-1][0] if self._queue else session.window.newest_ms",
+        "reached_to_ms = session.window.newest_ms",
+        f"{_PLAN} 'the_plan_says and lags'",
+    ),
+    (
+        "plan: it is on record after what it foresaw was done",
+        "engine/gap_run.py",
+        "                    await self._step(session, candles)\n                    await gap.finish()\n",
+        "                    await gap.finish()\n",
+        f"{_PLAN} 'the_plan_says and wick'",
+    ),
+    (
+        "plan: a decision is not looked for after a kill",
+        "engine/gap.py",
+        "        standing = _newest(decisions)\n        if standing is not None:\n",
+        "        standing = None\n        if standing is not None:\n",
+        f"{_PLAN} 'killed and close and quiet'",
+    ),
+    (
+        "plan: a plan that is half done is made anew",
+        "engine/plan.py",
+        "said = tuple(one for one in row.events if one.number > done)",
+        "said = row.events",
+        f"{_PLAN} 'killed and levels'",
+    ),
+    (
+        "plan: what an operator decided covers what came later",
+        "engine/gap.py",
+        "return all(event.at_ms - MINUTE_MS <= decision.until_ms for event in outlook.events)",
+        "return True",
+        f"{_PLAN} came_later",
+    ),
+    (
+        "plan: a strategy that asks is not asked",
+        "engine/gap.py",
+        '        elif self._policy == "ask":\n            return None\n',
+        "",
+        f"{_PLAN} 'asks_decides_nothing'",
+    ),
+    (
+        "plan: live candles are asked about too",
+        "engine/gap.py",
+        "if self._to_ms is None or queue[0][0] > self._to_ms:",
+        "if self._to_ms is None:",
+        f"{_PLAN} while_a_run_is_live",
+    ),
+    (
+        "plan: closing at the market enters first",
+        "engine/driver.py",
+        "newest = not self._queue and self._is_fresh(candle) and not (gap is not None and gap.is_closing)",
+        "newest = not self._queue and self._is_fresh(candle)",
+        f"{_PLAN} enters_nothing_first",
+    ),
+    (
+        "plan: who says which was first is asked anew after a kill",
+        "engine/gap.py",
+        "        session.remember_replies(replies(plans.values()))\n",
+        "",
+        f"{_PLAN} asked_once",
+    ),
+    (
+        "plan: a foreign order is taken for ours",
+        "engine/venue_plan.py",
+        "if report.symbol == context.symbol and report.client_order_id not in known",
+        "if report.symbol == context.symbol and not known",
+        f"{_VENUE} foreign",
+    ),
+    (
+        "hands: the owner is not asked whether it lives",
+        "engine/hands.py",
+        "if loaded is None or self._watch is None or loaded.row.released:",
+        "if loaded is not None:",
+        f"{_HANDS} owner_lives",
+    ),
+    (
+        "hands: the epoch stays, so a sleeping owner goes on",
+        "engine/hands.py",
+        "                rows[owner_key] = self._next_owner(owner.row)\n",
+        "                rows[owner_key] = owner.row\n",
+        f"{_HANDS} 'need_not_wait'",
+    ),
+    (
+        "hands: what is adopted is not reconciled",
+        "engine/hands.py",
+        "{**freed, key: row, **plan.changes, **await self._guards(plan.profiles, expect)}",
+        "{**freed, key: row}",
+        f"{_HANDS} closed_signal",
+    ),
+    (
+        "hands: a commit that came between is not noticed",
+        "engine/hands.py",
+        "expect.setdefault(key, seen.versions.get(key, 0))",
+        "pass",
+        f"{_HANDS} between_look",
+    ),
+    (
+        "hands: what is cleared is thrown away",
+        "engine/hands.py",
+        "**{released_key(one): row for one, row in kept.items()},",
+        "",
+        f"{_HANDS} slot_of_nothing",
+    ),
+]
