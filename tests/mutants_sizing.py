@@ -133,14 +133,14 @@ SIZING: list[tuple[str, str, str, str, str]] = [
     ),
     (
         "ccxt: a page of HTML is an empty list of orders",
-        "brokers/ccxt.py",
+        "brokers/ccxt_words.py",
         "        if not isinstance(answer, dict | list):\n",
         "        if answer is None:\n",
         f"{_BROKER} -k questions",
     ),
     (
         "ccxt: the answer for another order is taken",
-        "brokers/ccxt.py",
+        "brokers/ccxt_words.py",
         "    if not report.venue_id or report.client_order_id not in",
         "    if not report.venue_id or report.client_order_id in",
         f"{_BROKER} -k lost",
@@ -172,5 +172,12 @@ SIZING: list[tuple[str, str, str, str, str]] = [
         "            self._clock_until_s = 0.0  # the clocks",
         "            pass  # the clocks",
         f"{_BROKER} -k drifted",
+    ),
+    (
+        "ccxt: an exit sells more than the account holds",
+        "brokers/ccxt.py",
+        'return min(request.quantity, float(free.get(market["base"]) or 0))',
+        "return request.quantity",
+        f"{_BROKER} -k 'fee_has_left or not_short'",
     ),
 ]

@@ -52,6 +52,7 @@ class Venue:
         self.price = {"BTCUSDT": Decimal(50_000), "ETHUSDT": Decimal(2_000)}
         self.liquidity: Decimal | None = None  # how much one market order gets; None: all
         self.faults: list[dict[str, Any]] = []  # each {"at": "POST order", "do": what}, used once, in order
+        self.fee = Decimal(0)  # part of what is bought that the venue keeps
         self.clock_ahead_ms = 0
         self.requests: list[list[Any]] = []  # [method, path, parameters] of each signed request that was let in
         self.next_id = 100
@@ -100,7 +101,7 @@ class Venue:
         order["cummulativeQuoteQty"] += quantity * price
         order["status"] = "FILLED" if order["executedQty"] == order["origQty"] else "PARTIALLY_FILLED"
         order["updateTime"] = self.now_ms()
-        self.balances[base] += sign * quantity
+        self.balances[base] += sign * quantity - (quantity * self.fee if sign > 0 else 0)
         self.balances[quote] -= sign * quantity * price
 
     def free(self, asset: str) -> Decimal:
@@ -168,7 +169,9 @@ class Venue:
 
     def control(self, what: str, given: dict[str, Any]) -> Any:
         """Do what a test orders."""
-        if what == "fill":
+        if what == "charge":
+            self.fee = Decimal(given["fee"])
+        elif what == "fill":
             order = next(o for o in reversed(self.orders) if o["clientOrderId"] == given["id"])
             self.fill(order, Decimal(given["quantity"]))
         elif what == "set":

@@ -64,7 +64,6 @@ async def test_a_market_order_is_filled_under_our_id(broker: CcxtBroker, venue: 
     [sent] = venue.sent("POST order")
     assert sent["newClientOrderId"] == asked.client_order_id
     assert int(sent["timestamp"]) + int(sent["recvWindow"]) <= asked.expires_at_ms + 1000, "refused from then on"
-    assert "reduceOnly" not in sent
     found = await broker.find("BTCUSDT", asked.client_order_id)
     assert found == report
 
@@ -91,6 +90,28 @@ async def test_a_market_order_that_finds_too_little_is_ended_with_what_it_got(
     assert (report.state, report.filled_quantity, report.quantity) == ("cancelled", 0.1, 0.5)
 
 
+async def test_an_exit_of_a_spot_account_sells_what_the_fee_has_left(broker: CcxtBroker, venue: Remote) -> None:
+    assert broker.features.reduce_only
+    venue("charge", fee="0.001")
+    await broker.submit(request())
+    [held] = await broker.positions()
+    assert held.quantity == 0.4995
+    report = await broker.submit(request(side="sell", reduce_only=True))
+    assert (report.state, report.filled_quantity, report.quantity) == ("filled", 0.4995, 0.4995)
+    rest = await broker.submit(request(side="sell", quantity=0.0005, reduce_only=True))
+    assert (rest.state, rest.repeated) == ("rejected", False)
+    assert "holds" in rest.note
+    assert len(venue.orders()) == 2
+    assert not [sent for sent in venue.sent("POST order") if "reduceOnly" in sent], "the venue knows no such thing"
+
+
+async def test_a_spot_account_goes_not_short(broker: CcxtBroker, venue: Remote) -> None:
+    await broker.submit(request())
+    for short in (request(side="sell"), request(side="buy", reduce_only=True)):
+        assert (await broker.submit(short)).state == "rejected"
+    assert len(venue.orders()) == 1
+
+
 async def test_a_second_order_with_an_id_is_refused_while_the_first_is_open(broker: CcxtBroker, venue: Remote) -> None:
     first = resting()
     await broker.submit(first)
@@ -110,7 +131,7 @@ async def test_a_second_order_with_an_id_is_refused_while_the_first_is_open(brok
 REFUSED: list[tuple[dict[str, Any], str]] = [
     # what is asked, what the venue's words must hold
     ({"quantity": 1_000.0}, "insufficient balance"),
-    ({"side": "sell"}, "insufficient balance"),
+    ({"side": "sell"}, "a spot account sells what it holds"),
     ({"quantity": 0.000_001}, "amount"),  # less than the least lot: ccxt says it before the venue can
 ]
 
@@ -334,7 +355,7 @@ async def test_positions_are_what_the_account_holds_besides_what_it_pays_with(
 ) -> None:
     assert await broker.positions() == []
     await broker.submit(request())
-    await broker.submit(request(side="sell", quantity=0.125))
+    await broker.submit(request(side="sell", quantity=0.125, reduce_only=True))
     [held] = await broker.positions()
     assert (held.symbol, held.side, held.quantity) == ("BTCUSDT", "long", 0.375)
 

@@ -17,7 +17,17 @@ from typing import Any
 from ..cancellation import no_stray_cancellation
 from ..engine.broker import Features, OrderReport, OrderRequest, VenuePosition
 from ..errors import HoldfastError, InvalidInputError, UnavailableError
-from .ccxt_words import UNKNOWN_VENUE, VENUES, Venue, as_ours, meaning_of, report_of, what_was_said
+from .ccxt_words import (
+    UNKNOWN_VENUE,
+    VENUES,
+    Venue,
+    as_ours,
+    meaning_of,
+    only_json,
+    report_of,
+    report_on,
+    what_was_said,
+)
 
 _log = logging.getLogger("holdfast.ccxt")
 _log.setLevel(logging.INFO)
@@ -72,7 +82,7 @@ class CcxtBroker:
         self._loaded = False
         self._clock_until_s = 0.0  # until when the difference of the clocks is taken to hold
         client.options["warnOnFetchOpenOrdersWithoutSymbol"] = False  # or to ask for all is an error
-        client.fetch = _only_json(client.fetch)
+        client.fetch = only_json(client.fetch)
         client.logger = _log  # ccxt's own tells the headers, where the key is, to whoever listens at DEBUG
 
     @classmethod
@@ -123,13 +133,17 @@ class CcxtBroker:
         left_ms = request.expires_at_ms - now_ms
         if left_ms <= 0:
             return self._refused(request, "expired", "not sent: its time had passed")
+        market = self.client.market(unified)
+        quantity = await self._sellable(request, market)
+        if quantity <= 0:
+            return self._refused(request, "rejected", "not sent: a spot account sells what it holds, and no more")
         try:
             with no_stray_cancellation:
                 order = await self.client.create_order(
-                    unified, "market" if request.price is None else "limit", request.side, request.quantity,
-                    self._price(request), self._parameters(request, now_ms, left_ms),
+                    unified, "market" if request.price is None else "limit", request.side, quantity,
+                    self._price(request), self._parameters(request, now_ms, left_ms, bool(market.get("spot"))),
                 )  # fmt: skip
-            return _report_on(order, request.symbol, request.client_order_id)
+            return report_on(order, request.symbol, request.client_order_id)
         except Exception as error:
             return self._answer_to(request, error)
 
@@ -146,7 +160,7 @@ class CcxtBroker:
         try:
             with no_stray_cancellation:
                 order = await self.client.fetch_order("", unified, {"clientOrderId": client_order_id})
-            return _report_on(order, symbol, client_order_id)
+            return report_on(order, symbol, client_order_id)
         except Exception as error:
             if meaning_of(error) == "missing":
                 return None
@@ -212,7 +226,22 @@ class CcxtBroker:
         """Close the client's connections. Repeatable."""
         await self._asked(self.client.close)
 
-    def _parameters(self, request: OrderRequest, now_ms: int, left_ms: int) -> dict[str, Any]:
+    async def _sellable(self, request: OrderRequest, market: Mapping[str, Any]) -> float:
+        """Return how much of an order is sent: of a spot account's exit no more than it holds.
+
+        That is what reduce-only means there: the fee of the entry was taken out of what was bought. There are no
+        shorts, so a sale that is no exit, and an exit that buys, are not sent at all.
+        """
+        if not (self._features.reduce_only and market.get("spot")):
+            return request.quantity
+        if request.reduce_only != (request.side == "sell"):
+            return 0.0
+        if request.side == "buy":
+            return request.quantity
+        free: Mapping[str, Any] = (await self._asked(self.client.fetch_balance)).get("free") or {}
+        return min(request.quantity, float(free.get(market["base"]) or 0))
+
+    def _parameters(self, request: OrderRequest, now_ms: int, left_ms: int, is_spot: bool) -> dict[str, Any]:
         """Return ccxt's extra parameters of an order."""
         # ccxt would repeat a failed request by itself where the client is set so: what comes after a lost answer is
         # not its to decide.
@@ -221,7 +250,7 @@ class CcxtBroker:
             # Both are fixed here, before the rate limit makes the request wait: ccxt stamps what it sends only then.
             more["timestamp"] = now_ms - int(self.client.options.get("timeDifference") or 0)
             more["recvWindow"] = min(left_ms, self._venue.window_ms)
-        if request.reduce_only and self._features.reduce_only:
+        if request.reduce_only and self._features.reduce_only and not is_spot:
             more["reduceOnly"] = True
         return more
 
@@ -342,29 +371,6 @@ class CcxtBroker:
 
     def _is_spot(self) -> bool:
         return self.client.options.get("defaultType", "spot") in ("spot", "margin")
-
-
-def _report_on(order: Mapping[str, Any], symbol: str, client_order_id: str) -> OrderReport:
-    """Return the report of an order; raises ValueError if the answer is not about it."""
-    report = report_of(order, symbol)
-    if not report.venue_id or report.client_order_id not in ("", client_order_id):
-        raise ValueError("the answer is not about the order that was asked for")
-    return report if report.client_order_id else report_of(order, symbol, client_order_id)
-
-
-def _only_json(fetch: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Return ccxt's ``fetch``, but what is no JSON raises.
-
-    ccxt makes an empty list of a page of HTML with status 200, as a proxy on the way sends it: no order would be open.
-    """
-
-    async def checked(*arguments: Any, **named: Any) -> Any:
-        answer = await fetch(*arguments, **named)
-        if not isinstance(answer, dict | list):
-            raise ValueError("the answer is no JSON")
-        return answer
-
-    return checked
 
 
 _SECRETS = ("apiKey", "secret", "password", "token", "privateKey")

@@ -7,7 +7,7 @@ mean that the order stands, it is taken to mean that: only what is certain count
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -37,17 +37,17 @@ class Venue(NamedTuple):
 _DAY_MS = 86_400_000
 
 
-def _binance(markets: str, *, reduce_only: bool, history_days: int) -> Venue:
+def _binance(markets: str, *, history_days: int) -> Venue:
     # "Orders with the same newClientOrderID can be accepted only when the previous one is filled" (its documentation),
     # and a request is refused once its recvWindow, 60 s at most, has passed.
-    features = Features(refuses_repeated_ids="while_open", refuses_expired=True, reduce_only=reduce_only)
+    features = Features(refuses_repeated_ids="while_open", refuses_expired=True, reduce_only=True)
     options = {"fetchMarkets": {"types": [markets]}, "fetchMargins": False, "fetchCurrencies": False}
     return Venue(features, True, 60_000, history_days * _DAY_MS, options)
 
 
 VENUES: dict[str, Venue] = {
-    "binance": _binance("spot", reduce_only=False, history_days=1),
-    "binanceusdm": _binance("linear", reduce_only=True, history_days=7),
+    "binance": _binance("spot", history_days=1),
+    "binanceusdm": _binance("linear", history_days=7),
 }
 UNKNOWN_VENUE = Venue(Features(refuses_repeated_ids="never", refuses_expired=False, reduce_only=False))
 """What is assumed of any other exchange: nothing."""
@@ -146,6 +146,29 @@ def report_of(order: Mapping[str, Any], symbol: str, client_order_id: str | None
         reduce_only=bool(order.get("reduceOnly")),
         at_ms=int(at_ms),
     )
+
+
+def report_on(order: Mapping[str, Any], symbol: str, client_order_id: str) -> OrderReport:
+    """Return the report of an order; raises ValueError if the answer is not about it."""
+    report = report_of(order, symbol)
+    if not report.venue_id or report.client_order_id not in ("", client_order_id):
+        raise ValueError("the answer is not about the order that was asked for")
+    return report if report.client_order_id else report_of(order, symbol, client_order_id)
+
+
+def only_json(fetch: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Return ccxt's ``fetch``, but what is no JSON raises.
+
+    ccxt makes an empty list of a page of HTML with status 200, as a proxy on the way sends it: no order would be open.
+    """
+
+    async def checked(*arguments: Any, **named: Any) -> Any:
+        answer = await fetch(*arguments, **named)
+        if not isinstance(answer, dict | list):
+            raise ValueError("the answer is no JSON")
+        return answer
+
+    return checked
 
 
 _TIMES = ("lastUpdateTimestamp", "lastTradeTimestamp", "timestamp")
