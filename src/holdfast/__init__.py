@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from .errors import InvalidInputError as InvalidInputError
     from .errors import NotFoundError as NotFoundError
     from .errors import UnavailableError as UnavailableError
+    from .errors import UndecidedError as UndecidedError
     from .errors import UnknownOutcomeError as UnknownOutcomeError
     from .errors import UnsafeSettingError as UnsafeSettingError
     from .names import Context as Context
@@ -142,7 +143,7 @@ _HOME = {
     """,
     "errors": """
         ConflictError CorruptedError FailedError FencedError HeldError HoldfastError InvalidInputError
-        NotFoundError UnavailableError UnknownOutcomeError UnsafeSettingError
+        NotFoundError UnavailableError UndecidedError UnknownOutcomeError UnsafeSettingError
     """,
     "engine.listeners": """
         Failure ModeChange Tick Trouble listen_done_backtest listen_done_backtest_once listen_done_live
