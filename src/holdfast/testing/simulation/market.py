@@ -51,7 +51,8 @@ class SimulatedMarket:
             chance = Random(f"{plan.seed}/{one.number}")
             symbol = context_of(one.number).symbol
             self.candles[symbol] = list(self._walk(chance, plan.minutes))
-            self._ideas[symbol] = dict(self._thoughts(chance, plan.minutes))
+            together = Random(plan.seed)  # all strategies want to enter at once, which is when a limit matters
+            self._ideas[symbol] = dict(self._thoughts(chance, together, plan.minutes))
             self._closes.update(((symbol, candle[0] + MINUTE_MS), candle[4]) for candle in self.candles[symbol])
 
     def _walk(self, chance: Random, minutes: int) -> Any:
@@ -64,9 +65,9 @@ class SimulatedMarket:
             if chance.random() >= thin:
                 yield Candle(START_MS + minute * MINUTE_MS, first, high, low, price, 1.0 + chance.random())
 
-    def _thoughts(self, chance: Random, minutes: int) -> Any:
+    def _thoughts(self, chance: Random, together: Random, minutes: int) -> Any:
         for minute in range(minutes + 1):
-            if chance.random() < 0.4:
+            if together.random() < 0.4:
                 away = chance.choice((0.0, 0.0, 0.002, 0.004, 0.008))
                 yield START_MS + minute * MINUTE_MS, _Idea(
                     chance.random() < 0.5, 0.006 + chance.random() * 0.01, 0.006 + chance.random() * 0.01,

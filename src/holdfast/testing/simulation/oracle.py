@@ -151,6 +151,12 @@ class Oracle:
             if self.rows.get(ledger_key(context, event.signal.id)) != trade_of(event):
                 self._violate(f"{key}: the closing event was deleted before its trade was in the ledger")
 
+    def fenced(self, sender: Sender, number: int) -> None:
+        """Judge that a process was told that somebody else owns a context."""
+        owner = cast("Owner | None", self.rows.get(context_key("owner", context_of(number))))
+        if owner is not None and owner.holder == sender.name and not owner.released:
+            self._violate(f"{sender.name} was told that it is fenced, though it owns {context_of(number)}")
+
     # ------------------------------------------------------------------ events
 
     def telling(self, sender: Sender, event: Event) -> None:

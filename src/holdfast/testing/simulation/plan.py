@@ -99,7 +99,7 @@ def drawn(seed: int) -> Plan:
     shared = sum(bool(one.risk_name) for one in contexts)
     return Plan(
         seed=seed, minutes=minutes, contexts=contexts, processes=processes, faults=tuple(faults),
-        limit=chance.randint(1, max(1, shared)), lease_seconds=chance.choice((120.0, 240.0, 480.0)),
+        limit=chance.choice((1, 1, max(1, shared))), lease_seconds=chance.choice((120.0, 240.0, 480.0)),
         lag_seconds=chance.choice((0.002, 0.02, 0.5)), shuffled=chance.random() < 0.25,
         tell_seconds=chance.choice((0.0, 0.0, 0.0, 1.5)),
     )  # fmt: skip

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _UNANSWERED_SECONDS = 1.0
 """How long a call waits for an answer that does not come."""
+_LONGEST_AGE_SECONDS = 240.0
+"""How old a candle may be on which something opens, in a process that nothing held up."""
 _CALLS = {"commit": "commit", "read": "read", "open": "read"}
 
 
@@ -133,6 +135,7 @@ class Life:
         self.process, self.world, self.name = process, process.world, name
         self.on_conflict = process.spec.on_conflict
         self.looked_seconds = 0.0
+        self._held_up_until = 0.0
         self.dead = False
         self.loop = ProcessLoop(self.world.scheduler, self._complain)  # type: ignore[abstract]
         self._feed = Feed(self.world.market, self.world.scheduler, self.sleep)
@@ -161,6 +164,7 @@ class Life:
         """Stop the process; it goes on later as if nothing had happened."""
         self.world.note(f"{self.name} stops for {seconds:g} s")
         self.loop.pause()
+        self._held_up_until = self.world.scheduler.now_seconds + seconds + _LONGEST_AGE_SECONDS
         self.world.late_seconds = max(self.world.late_seconds, self.world.scheduler.now_seconds + seconds)
         self.world.scheduler.at(self.world.scheduler.now_seconds + seconds, self.loop.resume)
 
@@ -229,9 +233,13 @@ class Life:
                     async for event in events:
                         if self.dead:
                             return
+                        if self.world.plan.tell_seconds:
+                            await self.sleep(self.world.plan.tell_seconds)
                         self.world.oracle.handled(self, event)
                 return
             except (HeldError, FencedError, FailedError) as error:
+                if isinstance(error, FencedError):
+                    self.world.oracle.fenced(self, spec.number)
                 self.world.note(f"{self.name} s{spec.number} ends with {type(error).__name__}: {error!s:.150}")
             finally:
                 driver.turn.leave()
@@ -263,10 +271,19 @@ class Life:
             on_conflict=self.on_conflict, lease_seconds=self.world.plan.lease_seconds,
         )  # fmt: skip
 
+    def _require_present(self, when_ms: int) -> None:
+        now = self.world.scheduler.now_seconds
+        if now > self.world.market.end_seconds:
+            return  # the last candle stays the newest one
+        age_seconds = now - (when_ms - START_MS) / 1000
+        if age_seconds > _LONGEST_AGE_SECONDS and now > self._held_up_until and not self.dead:
+            self.world.violate(f"{self.name}: a strategy was asked about a candle that closed {age_seconds:.0f} s ago")
+
     def _strategy(self, spec: SimulatedContext) -> Callable[[str, int], Any]:
         market, raises = self.world.market, self.process.raises
 
         def decide(symbol: str, when_ms: int) -> Any:
+            self._require_present(when_ms)
             if raises and (when_ms - START_MS) // 60_000 in raises:
                 raise _RaisedError("the simulated strategy was told to raise")
             return market.proposal(symbol, when_ms)
@@ -333,6 +350,7 @@ class Life:
     def _fail(self, fault: Fault, act: Callable[[], Any], answer: asyncio.Future[Any], now: float, told: str) -> None:
         scheduler, lag = self.world.scheduler, self.process.lag()
         self.world.note(f"{self.name} {fault.kind} at {fault.call} {fault.at:g} ({told})")
+        self._held_up_until = max(self._held_up_until, now + fault.seconds + _LONGEST_AGE_SECONDS)
         match fault.kind:
             case "refused":
                 self._tell_later(now + lag, answer, lost=False)
