@@ -1,8 +1,8 @@
-"""The long hunt, ``make torture``: over every storage kills of the bot and of its server, races, and lost power.
+"""The long hunt, ``make torture``: over every storage kills of the bot and of its server, races, lost power, owners.
 
 ``python tests/long_hunt.py [--resume DIR] [--time-cap SECONDS] [--seed S] [--share F] [PART …]``; a part is
-``kills:NAME``, ``histories:NAME`` or ``power:NAME``. Each part keeps what it has done in the directory, so that the
-hunt goes on where it stopped; ``--share 0.01`` takes a hundredth of everything.
+``kills:NAME``, ``histories:NAME``, ``power:NAME``, ``zombies:NAME`` or ``fleet:NAME``. Each part but a fleet keeps what
+it has done in the directory, so that the hunt goes on where it stopped; ``--share 0.01`` takes a hundredth of everything.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ KILLS = {"file": 2000}
 KILLS_ON_A_SERVER, KILLS_OF_A_SERVER = 1000, 100
 HISTORIES = 200
 CUTS = 100
+ZOMBIES = 1000
+_ZOMBIES_AT_ONCE = 50
+FLEET_SECONDS = 300.0
+_FLEET_SPARE_SECONDS = 120.0
+"""For its start, its end and the comparison."""
 _CUTS_AT_ONCE = 10
 
 
@@ -59,6 +64,8 @@ class Hunt:
             **{f"kills:{name}": self.kills for name in torture_servers.STORES},
             **{f"histories:{name}": self.histories for name in torture_servers.STORES if name != "file"},
             **{f"power:{name}": self.power for name in lost_power.RIGS},
+            **{f"zombies:{name}": self.zombies for name in torture_servers.STORES if name != "file"},
+            **{f"fleet:{name}": self.fleet for name in ("redis", "postgres", "sqlite")},
         }
 
     def run(self, chosen: Sequence[str]) -> list[Done]:
@@ -124,6 +131,61 @@ class Hunt:
             return f"ended with {ended.returncode}", 1, False
         count = len(found["histories"])
         return f"{count} histories", int(ended.returncode != 0), count >= wanted
+
+    def zombies(self, name: str, seconds: float) -> tuple[str, int, bool]:
+        """Pause owners past their lease, have them replaced, and wake them; what is done is kept in chunks."""
+        file = self._kept(f"zombies:{name}").with_suffix(".jsonl")
+        kept = [json.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
+        wanted, ends = self._wanted(ZOMBIES), time.monotonic() + seconds
+        while (so_far := sum(one["runs"] for one in kept)) < wanted and time.monotonic() < ends:
+            runs = min(_ZOMBIES_AT_ONCE, wanted - so_far)
+            words = ["--runs", str(runs), "--seed", str(self.options.seed * 1000 + so_far)]
+            found = self._owners("zombies.py", name, [*words, "--time-cap", f"{max(ends - time.monotonic(), 1):.0f}"])
+            if found is None:
+                return "it ended without a result", 1, False
+            kept.append(found)
+            with file.open("ab") as results:
+                results.write(json.dumps(found).encode() + b"\n")
+            if found["wrong"] or not found["runs"]:
+                break
+        wrong = [text for one in kept for text in one["wrong"]]
+        for text in wrong[:5]:
+            print(text, file=sys.stderr)
+        refused = sum(one["late_writes_refused"] for one in kept)
+        blocked = sum(one["blocked"] for one in kept)
+        did = f"{so_far} owners paused, replaced and woken; {refused} contexts refused; {blocked} held a lock meanwhile"
+        return did, len(wrong), so_far >= wanted
+
+    def fleet(self, name: str, seconds: float) -> tuple[str, int, bool]:
+        """A fleet of 4 workers and 200 contexts under fire for five minutes."""
+        lasts = FLEET_SECONDS * min(1.0, self.options.share * 10)
+        if seconds < lasts + _FLEET_SPARE_SECONDS:
+            return f"not begun: it takes {lasts + _FLEET_SPARE_SECONDS:.0f} s", 0, False
+        found = self._owners("fleets.py", name, ["--seconds", f"{lasts:.0f}", "--seed", str(self.options.seed)])
+        if found is None:
+            return "it ended without a result", 1, False
+        for text in found["wrong"][:5]:
+            print(text, file=sys.stderr)
+        did = (
+            f"{found['kills']} workers killed, {found['pauses']} paused, {found['leaves']} told to leave; "
+            f"{found['takeovers']} contexts taken over, the slowest in {found['slowest_takeover_leases']} leases; "
+            f"{found['trades']} trades as the pure step has them"
+        )
+        return did, len(found["wrong"]), True
+
+    @staticmethod
+    def _owners(script: str, name: str, words: list[str]) -> dict[str, Any] | None:
+        with (
+            tempfile.TemporaryDirectory(prefix=f"holdfast-owners-{name}-") as place,
+            torture_servers.started(name, Path(place)) as (store, _),
+        ):
+            command = [sys.executable, str(Path(__file__).with_name(script)), store, *words]
+            ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        try:
+            found: dict[str, Any] = json.loads(ended.stdout)
+        except ValueError:
+            return None
+        return found
 
     def power(self, name: str, seconds: float) -> tuple[str, int, bool]:
         """Cut the power, ten times at once, so that a hunt can stop between."""
