@@ -249,6 +249,39 @@ _NAMED = [
     ),
 ]
 
+_COPIED = [
+    (
+        "copy: what came back is taken from memory",
+        "    await target.close()\n    await target.open()",
+        "    pass",
+        "from_the_medium",
+    ),
+    (
+        "copy: what came back is not compared",
+        "        if await _sum(target, scope) != expected:\n",
+        "        if False:\n",
+        "other_bytes",
+    ),
+    (
+        "copy: another copy's mark is written over",
+        "{_MARK: msgspec.json.encode(_Mark(name))}, {_MARK: 0})",
+        "{_MARK: msgspec.json.encode(_Mark(name))})",
+        "begin_at_once",
+    ),
+    (
+        "copy: a source that goes on is taken for copied",
+        "async for scope in _scopes(source)} != heads:\n",
+        "async for scope in _scopes(source)} is None:\n",
+        "changes_meanwhile",
+    ),
+    (
+        "copy: what the source has deleted since stays",
+        "        await writer.commit(scope, dict.fromkeys(page))\n",
+        "        pass\n",
+        "after_an_interruption",
+    ),
+]
+
 WRAPPERS: list[tuple[str, str, str, str, str]] = [
     *((name, "wrappers/retrying.py", old, new, f"{_RETRYING} {tests}") for name, old, new, tests in _RETRIED),
     *((name, "wrappers/cached.py", old, new, f"{_CACHED} {tests}") for name, old, new, tests in _KEPT),
@@ -263,4 +296,5 @@ WRAPPERS: list[tuple[str, str, str, str, str]] = [
         )
         for name, old, new, tests in _NAMED
     ),
+    *((name, "copying.py", old, new, f"tests/test_copy.py -k {tests}") for name, old, new, tests in _COPIED),
 ]

@@ -73,7 +73,7 @@ async def copy(
         progress: Told how many rows are done, of how many.
 
     Returns:
-        What the target holds, compared with the source by count and checksum.
+        What the target holds, opened anew and compared with the source by count and checksum.
 
     Raises:
         InvalidInputError: The source is empty, or the target holds other data; nothing was written.
@@ -100,6 +100,8 @@ async def copy(
     sums = {scope: await _sum(source, scope) for scope in plan}
     if {scope: (await source.head(scope)).number async for scope in _scopes(source)} != heads:
         raise UnavailableError(f"{name} changed while it was copied: end what writes to it, then run this again")
+    await target.close()
+    await target.open()  # what it remembers is not what lies there: a cache, or rows that a backend keeps in memory
     for scope, expected in sums.items():
         if await _sum(target, scope) != expected:
             raise CorruptedError(f"the scope {scope} came back from the target with other bytes: it cannot be trusted")
@@ -141,7 +143,8 @@ async def _begin(source: Backend, target: Backend, writer: _Writer, name: str) -
             if await _are_equal(source, target):
                 return
             raise InvalidInputError("the target is not empty, and no copy of this store: name an empty place")
-    await writer.commit(SCOPE, {_MARK: msgspec.json.encode(_Mark(name))})
+    # Expected as it was looked for: of two copies that begin here at once one goes on.
+    await writer.commit(SCOPE, {_MARK: msgspec.json.encode(_Mark(name))}, {_MARK: 0})
 
 
 async def _are_equal(source: Backend, target: Backend) -> bool:
@@ -214,15 +217,18 @@ class _Writer:
     def __init__(self, backend: Backend) -> None:
         self._backend, self._name, self._n = backend, f"copy@{secrets.token_hex(4)}", 0
 
-    async def commit(self, scope: str, changes: dict[Key, bytes | None]) -> None:
-        """Write rows that nobody else writes.
+    async def commit(
+        self, scope: str, changes: dict[Key, bytes | None], expect: dict[Key, int] | None = None
+    ) -> None:  # fmt: skip
+        """Write rows that nobody else writes; without ``expect`` over what lies there now.
 
         Crash: All of them or none; the next run writes what is missing.
         """
         self._n += 1
         op = Op(self._name, self._n)
-        expect = {key: found.version for key, found in (await self._backend.read(scope, list(changes))).items()}
-        expect = {key: expect.get(key, 0) for key in changes}
+        if expect is None:
+            there = await self._backend.read(scope, list(changes))
+            expect = {key: there[key].version if key in there else 0 for key in changes}
         delay_seconds = 0.05
         for _ in range(_MAX_RESENDS):
             try:
