@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sys
 import time
 import traceback
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from rest_venue import KEY, SECRET
-from servers.process import ServerProcess, free_port
-from venue_kit import Remote, client_of, request, resting
+from servers.process import free_port
+from venue_kit import Remote, client_of, request, resting, started
 
 from holdfast.brokers.ccxt import CcxtBroker
 from holdfast.brokers.ccxt_words import UNKNOWN_VENUE
@@ -27,15 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:enable_cleanup_closed:Deprecatio
 
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
-    place = tmp_path_factory.mktemp("venue")
-    port = place / "port"
-    script = Path(__file__).with_name("rest_venue.py")
-    server = ServerProcess([sys.executable, str(script), str(place)], place, port.exists)
-    server.start()
-    try:
-        yield Remote(int(port.read_text()))
-    finally:
-        server.stop()
+    with started(tmp_path_factory.mktemp("venue")) as remote:
+        yield remote
 
 
 @pytest.fixture

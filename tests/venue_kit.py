@@ -5,10 +5,15 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rest_venue import KEY, SECRET
+from servers.process import ServerProcess
 
 from holdfast.brokers.ccxt import CcxtBroker
 from holdfast.engine.broker import OrderRequest
@@ -42,6 +47,19 @@ class Remote:
     def sent(self, what: str) -> list[dict[str, str]]:
         """Return the parameters of each request of a kind that was let in."""
         return [given for verb, name, given in self("state")["requests"] if f"{verb} {name}" == what]
+
+
+@contextmanager
+def started(place: Path) -> Iterator[Remote]:
+    """Run a venue in a process of its own; its port is written to ``place``."""
+    port = place / "port"
+    script = Path(__file__).with_name("rest_venue.py")
+    server = ServerProcess([sys.executable, str(script), str(place)], place, port.exists)
+    server.start()
+    try:
+        yield Remote(int(port.read_text()))
+    finally:
+        server.stop()
 
 
 def client_of(port: int, *, as_at_home: bool = True, **options: Any) -> Any:
