@@ -29,7 +29,7 @@ def venue(tmp_path: Path) -> Iterator[Remote]:
 @pytest.fixture
 def brief() -> Iterator[None]:
     """Orders are over soon: what ended is looked at once more when it can no longer change."""
-    set_config(entry_validity_seconds=3, exit_validity_seconds=3, order_grace_seconds=0.5)
+    set_config(entry_validity_seconds=4, exit_validity_seconds=1, order_grace_seconds=0.3)
     yield
     reset_config()
 
