@@ -189,6 +189,15 @@ async def test_what_is_compared_is_read_from_the_medium_not_from_a_memory_of_it(
         await require_whole(target)
 
 
+async def test_a_damaged_mark_is_told_as_such(source: MemoryBackend) -> None:
+    target = MemoryBackend()
+    await target.open()
+    await target.commit(SCOPE, {Key("copy", "state", "unfinished"): b"{}"}, {}, op=Op("another", 1))
+    for call in (require_whole(target), copy(source, target, name="it")):
+        with pytest.raises(CorruptedError, match="the mark of an unfinished copy is damaged"):
+            await call
+
+
 class _Crowded(MemoryBackend):
     """Another copy begins here while this one looks whether the place is empty."""
 

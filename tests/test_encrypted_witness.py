@@ -26,7 +26,7 @@ from holdfast.errors import (
 from holdfast.testing.faults import Fault, FaultyBackend
 from holdfast.wrappers.around import Around
 from holdfast.wrappers.encrypted import Encrypted
-from holdfast.wrappers.witness import Witness
+from holdfast.wrappers.witness import Seen, Witness
 
 
 def witnessed(inner: Any, path: Path) -> Encrypted:
@@ -272,6 +272,22 @@ async def test_the_witness_keeps_a_bounded_number_of_rows_and_forgets_deleted_on
     put_back(memory, A, old)
     await refused(again, A)
     await again.close()
+
+
+async def test_what_is_noted_while_the_witness_is_cut_to_its_bound_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.wrappers.witness.MAX_ROWS", 1)
+    memory_of = Witness(tmp_path / "w")
+    await memory_of.open("memory", read_only=False)
+    for n in range(1, 5):
+        memory_of.note_commit("main", n, {Key("outbox", "BTCUSDT_a_x", f"{n}"): b"1"}, Op("w", n))
+    flushing = asyncio.create_task(memory_of.flush())
+    await asyncio.sleep(0)  # the rows have gone to the thread that writes them
+    memory_of.note_commit("main", 5, {A: b"1"}, Op("w", 5))
+    await flushing
+    assert memory_of.known("main", [A]) == {A: Seen(5, "w", 5)}
+    await memory_of.close()
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"format":1,"stores":{}}\n00000000\n'])

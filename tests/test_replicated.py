@@ -17,6 +17,7 @@ from holdfast.backends.sqlite import SqliteBackend
 from holdfast.contract import Guarantees, Head, Key, KeyPrefix, Op, Record, Survives
 from holdfast.errors import (
     ConflictError,
+    CorruptedError,
     FailedError,
     InvalidInputError,
     NewerFormatError,
@@ -25,7 +26,7 @@ from holdfast.errors import (
 )
 from holdfast.wrappers.around import Around
 from holdfast.wrappers.replicated import Replicated
-from holdfast.wrappers.replicated.copies import CONFIG_KEY, Copy
+from holdfast.wrappers.replicated.copies import CONFIG_KEY, ID_KEY, Copy
 from holdfast.wrappers.replicated.promotion import promote
 from holdfast.wrappers.replicated.repair import pages
 from holdfast.wrappers.replicated.standing import DOMAIN, FIRST_GENERATION, STORE_SCOPE, charter_key, next_generation
@@ -727,6 +728,16 @@ async def test_what_a_newer_version_wrote_about_copies_is_refused_and_left(key: 
         await put(store, 2)
     await store.close()
     assert [await copy.memory.head(scope) for copy in copies] == before
+
+
+async def test_a_copy_whose_id_is_damaged_is_told_as_such() -> None:
+    copies = machines()
+    async with opened(copies) as store:
+        await put(store, 1)
+        await level(store)
+    await copies[1].memory.commit(STORE_SCOPE, {ID_KEY: b"{}"}, {}, op=Op("hand", 1))
+    with pytest.raises(CorruptedError, match="is damaged"):
+        await store_over(copies).open()
 
 
 async def test_copies_are_added_replaced_and_dropped_by_promote() -> None:

@@ -116,10 +116,16 @@ async def require_whole(backend: Backend) -> None:
         InvalidInputError: It is; the message names the remedy.
     """
     if (found := (await backend.read(SCOPE, [_MARK])).get(_MARK)) is not None:
-        source = msgspec.json.decode(found.payload, type=_Mark).source
         raise InvalidInputError(
-            f"the copy of {source} to this store was not finished: run the same holdfast copy again"
+            f"the copy of {_source_of(found)} to this store was not finished: run the same holdfast copy again"
         )
+
+
+def _source_of(mark: Record) -> str:
+    try:
+        return msgspec.json.decode(mark.payload, type=_Mark).source
+    except msgspec.MsgspecError as error:
+        raise CorruptedError(f"{_MARK}: the mark of an unfinished copy is damaged: {error}", key=_MARK) from error
 
 
 async def _scopes(backend: Backend) -> AsyncIterator[str]:
@@ -132,7 +138,7 @@ async def _begin(source: Backend, target: Backend, writer: _Writer, name: str) -
     """Mark an empty target, or find the mark of the same copy; or that it is the same already."""
     found = (await target.read(SCOPE, [_MARK])).get(_MARK)
     if found is not None:
-        earlier = msgspec.json.decode(found.payload, type=_Mark).source
+        earlier = _source_of(found)
         if earlier != name:
             raise InvalidInputError(
                 f"the target holds an unfinished copy of {earlier}: finish that, or use another one"

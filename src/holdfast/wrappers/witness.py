@@ -250,7 +250,8 @@ class Witness:
                 raise
             self._take(news.scopes, _rows_of(news))
             if kept is not None:
-                self._rows = kept
+                noted = {name: seen for name, seen in self._rows.items() if rows.get(name) != seen}  # meanwhile
+                self._rows = {**kept, **noted}
 
 
 def _load(path: Path) -> _File:

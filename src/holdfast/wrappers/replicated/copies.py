@@ -116,7 +116,10 @@ class Copy:
 
     async def _read_id(self) -> None:
         record = (await self.backend.read(STORE_SCOPE, [ID_KEY])).get(ID_KEY)
-        self.id = "" if record is None else str(msgspec.json.decode(record.payload))
+        try:
+            self.id = "" if record is None else msgspec.json.decode(record.payload, type=str)
+        except msgspec.MsgspecError as error:
+            raise CorruptedError(f"{ID_KEY} on copy {self.at + 1} is damaged: {error}", key=ID_KEY) from error
 
     async def name_itself(self, *, must_be_empty: bool) -> None:
         """Give a new copy an id that stays with its data.
