@@ -113,7 +113,7 @@ PLAN: list[tuple[str, str, str, str, str]] = [
         "engine/hands.py",
         "{**freed, key: row, **plan.changes, **await self._guards(plan.profiles, expect)}",
         "{**freed, key: row}",
-        f"{_HANDS} closed_signal",
+        f"{_HANDS} names_another",
     ),
     (
         "hands: a commit that came between is not noticed",

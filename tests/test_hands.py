@@ -142,6 +142,7 @@ async def test_a_row_that_names_another_exchange_is_taken_as_ones_own() -> None:
 
     await look(store, CONTEXT, (), now_ms=0, lifetime_ms=0)
     assert store.is_stopped(SIGNAL_KEY)
+    await put(store, {SLOT: None})  # lost meanwhile: it must come back with the row
     done = await hands(store).adopt(SIGNAL_KEY)
     await sound_and_audited(store, done)
     rows = await rows_in(store)
