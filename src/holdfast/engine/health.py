@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 from ..errors import FailedError, InvalidInputError, UnavailableError, UnknownOutcomeError
 from ..store import Store
+from .emergency import Emergency
 from .listeners import Listeners, ModeChange, Topic
 from .modes import Facts, Mode, TroublePolicy, is_full, is_quick, judge
 
@@ -22,7 +23,7 @@ class Concerned(Protocol):
     """A session, as far as the health of its store concerns it."""
 
     @property
-    def may_act(self) -> bool:
+    def has_lease(self) -> bool:
         """Whether what cannot be taken back may be done: the context is still its own."""
         ...
 
@@ -40,6 +41,7 @@ class Health:
     def __init__(self, store: Store, policy: TroublePolicy) -> None:
         self.policy = policy
         self.mode, self.why = Mode.NORMAL, ""
+        self.emergency = Emergency(store, policy)
         self._sessions: WeakKeyDictionary[Concerned, Listeners] = WeakKeyDictionary()
         self._under_way: dict[int, float] = {}
         self._number = 0
@@ -57,7 +59,7 @@ class Health:
         self._sessions[session] = listeners
 
     async def leave(self, session: Concerned) -> None:
-        """A session has ended; Repeatable."""
+        """A session has ended; after the last one the journal is closed. Repeatable."""
         self._sessions.pop(session, None)
         if self._telling:
             await asyncio.gather(*self._telling, return_exceptions=True)
@@ -66,6 +68,7 @@ class Health:
                 self._timer.cancel()
                 self._timer = None
             self._under_way.clear()
+            await self.emergency.close()
 
     @property
     def in_use(self) -> bool:
@@ -122,7 +125,8 @@ class Health:
     @property
     def can_exit(self) -> bool:
         """Whether an exit could be kept and sent without the store."""
-        return False
+        may = self.policy.exit_without_lease or all(session.has_lease for session in self._sessions)
+        return may and self.emergency.has_room
 
     def look(self) -> None:
         """Judge anew, and tell everybody of a change."""

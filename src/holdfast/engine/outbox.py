@@ -96,16 +96,22 @@ class Outbox:
         self._told = 0
         """Number of the newest event that was told in this process."""
         self._delivered: list[Key] = []
+        self.kept: set[int] = set()
+        """Numbers of events that lie in the emergency journal: the store has neither them nor their trades yet."""
+        self._early: list[Event] = []
+        """Delivered while they were there, oldest first; their trades are still to be recorded."""
 
     def fresh(self) -> Outbox:
         """Return an empty one for the same context."""
-        return Outbox(
+        fresh = Outbox(
             self.context, self._callbacks, self._listeners, self._store, cap_rows=self._cap_rows, sleep=self._sleep
         )
+        fresh._early = self._early
+        return fresh
 
     def __len__(self) -> int:
-        """How many events have not been delivered."""
-        return len(self._waiting)
+        """How many events have not been delivered, or are not on record yet."""
+        return len(self._waiting) + len(self._early)
 
     @property
     def waiting(self) -> tuple[Event, ...]:
@@ -119,7 +125,8 @@ class Outbox:
 
     def add(self, events: Iterable[Event]) -> None:
         """Take events that have just been committed, or were found at recovery, oldest first."""
-        self._waiting.extend(events)
+        early = {event.number for event in self._early}
+        self._waiting.extend(event for event in events if event.number not in early)
 
     async def tell_next(self) -> Event | None:
         """Tell of the oldest event and write its trade; return it for the iterator, or None when none waits.
@@ -137,14 +144,37 @@ class Outbox:
         if event.number > self._told:
             await self._listeners.tell(event, self._callbacks, "live")
             self._told = event.number
-        if event.kind == "closed":
+        if event.kind == "closed" and event.number not in self.kept:
             await self._record(event)
         return event
 
     def delivered(self) -> None:
         """Count the oldest event as delivered; its row goes with the next deletion."""
         event = self._waiting.popleft()
-        self._delivered.append(event_key(self.context, event.number))
+        if event.number in self.kept:
+            self._early.append(event)
+        else:
+            self._delivered.append(event_key(self.context, event.number))
+
+    @property
+    def has_early(self) -> bool:
+        """Whether the store has by now what was delivered before it had it: :meth:`catch_up`."""
+        return bool(self._early) and self._early[0].number not in self.kept
+
+    async def catch_up(self) -> None:
+        """Record the trades of events that were delivered before the store had them.
+
+        Raises:
+            UnavailableError: The ledger cannot be written now; call again later.
+
+        Crash: Those events are told again, with the same ids.
+        """
+        while self.has_early:
+            event = self._early[0]
+            if event.kind == "closed":
+                await self._record(event)
+            self._early.pop(0)
+            self._delivered.append(event_key(self.context, event.number))
 
     def take_delivered(self) -> list[Key]:
         """Return the rows to delete with the commit that is about to be made; :meth:`put_back` if it fails."""

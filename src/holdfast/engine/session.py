@@ -47,9 +47,11 @@ from ..store import Loaded, Store
 from .background import Background
 from .commits import Outages, begins, changes, vacancies
 from .decider import Decider
+from .emergency import may_be_kept
 from .executor import Executor
 from .health import Health, health_of
 from .lanes import Sleep
+from .lifeline import Lifeline
 from .listeners import Failure, Listeners, Tick, Trouble
 from .modes import Mode
 from .news import tell_restored, tick_of
@@ -57,7 +59,7 @@ from .outbox import CAP_ROWS, Outbox
 from .ownership import Claim, OnConflict
 from .plan import ended
 from .reconcile import session_row
-from .recovery import RecoveryReport, look, recover, stopped_reasons
+from .recovery import Recovered, RecoveryReport, look, recover, stopped_reasons
 from .registry import ExchangeSpec, StrategySpec
 from .settle import Settler
 from .tenure import GuardMovedError, Tenure
@@ -137,6 +139,7 @@ class Session:
         )
         self._decider = Decider(self.spec, store, self._settler)
         self._writer = store.writer(str(context))
+        self._lifeline = Lifeline(context, store, self._writer, self.health, lambda: self.has_lease)
         self._tenure: Tenure | None = None
         self._held: tuple[str, ...] = ()
         self._stopped = False
@@ -164,16 +167,13 @@ class Session:
             await self.executor.close()
         await self._flush_last()  # a deletion under the old tenure must not be taken for a takeover
         self.health.join(self, self._listeners)
+        await self.health.emergency.open()
         if self._sign is not None:
             await self._sign.join(self)  # first: an owner without a sign of life may be replaced at once
-        claim = Claim(self._on_conflict, None if self._sign is None else self._sign.watch, lambda: self._stopping)
-        found = await recover(
-            self.store, self._writer, self.context, holder=self._holder, risk_names=self.spec.risk_names,
-            lifetime_ms=self.spec.params.max_signal_lifetime_minutes * MINUTE_MS,
-            clock=self._clock, sleep=self._sleep, claim=claim,
-        )  # fmt: skip
+        found, self._tenure = await self._own()
+        if self._lifeline.is_ahead and await self._merge_kept(self._tenure):
+            found, self._tenure = await self._own()  # and load what that made of it
         self.state, self._held = found.state, found.risk_names
-        self._tenure = Tenure(self.store, self._writer, self.context, found.owner, found.session, sleep=self._sleep)
         self._stopped = bool(found.report.stopped)
         for why in found.report.stopped:
             self._tell_trouble(Trouble(kind="quarantine", context=self.context, why=why))
@@ -189,6 +189,23 @@ class Session:
             await self.executor.recover(self)
             self._stopped = bool(stopped_reasons(self.store, self.context))
         return found.report
+
+    async def _own(self) -> tuple[Recovered, Tenure]:
+        claim = Claim(self._on_conflict, None if self._sign is None else self._sign.watch, lambda: self._stopping)
+        found = await recover(
+            self.store, self._writer, self.context, holder=self._holder, risk_names=self.spec.risk_names,
+            lifetime_ms=self.spec.params.max_signal_lifetime_minutes * MINUTE_MS,
+            clock=self._clock, sleep=self._sleep, claim=claim,
+        )  # fmt: skip
+        return found, Tenure(self.store, self._writer, self.context, found.owner, found.session, sleep=self._sleep)
+
+    async def _merge_kept(self, tenure: Tenure) -> bool:
+        """Merge what an earlier run left in the emergency journal."""
+        merged = await self._lifeline.merge(tenure, recovering=True)
+        for kept in self._lifeline.overtaken:
+            why = f"commit {kept.number} of the emergency journal was left out: another owner has gone on"
+            self._tell_trouble(Trouble(kind="emergency", context=self.context, why=why))
+        return merged
 
     async def look(self) -> tuple[str, ...]:
         """Load what is stored without owning it, to plan on; nothing can be committed afterwards.
@@ -323,9 +340,14 @@ class Session:
         self._plain = False
 
     @property
-    def may_act(self) -> bool:
+    def has_lease(self) -> bool:
         """Whether what cannot be taken back may be done: as far as this process can know, the context is its own."""
-        return self.owner is not None and (self._sign is None or self._sign.is_held)
+        return self._sign is None or self._sign.is_held
+
+    @property
+    def unsaved(self) -> int:
+        """How many decisions are in the emergency journal and not in the store yet."""
+        return len(self._lifeline.kept)
 
     @property
     def is_released(self) -> bool:
@@ -432,7 +454,7 @@ class Session:
         """
         if self._broken is not None:
             raise self._broken
-        await self._send(rows, {})
+        await self._send(rows, {}, exits=may_be_kept(rows))
 
     @property
     def decider(self) -> Decider:
@@ -502,17 +524,19 @@ class Session:
     async def _commit(self, transition: Transition, checked: Mapping[Key, Loaded[Guard] | None]) -> None:
         """Persist a transition, then change memory; the events lie in the outbox afterwards."""
         before, after = self.state, transition.state
+        exits = before.signal is not None and not begins(before, after)
         guards = {key: loaded.row for key, loaded in checked.items() if loaded is not None}
         if (after.signal and after.signal.id) != (before.signal and before.signal.id) and not checked:
             # A slot that is given back needs no check, and so no version: nothing was decided on it.
-            found, _ = await self.store.salvage(*(guard_key(name) for name in self._held))
-            guards = {key: cast("Guard", loaded.row) for key, loaded in found.items()}
+            guards = await self._lifeline.guards(tuple(guard_key(name) for name in self._held), exits=exits)
         rows, held = changes(
             self.context, before, transition, held=self._held, risk_names=self.spec.risk_names, guards=guards
         )
         orders = {} if self.executor is None else self.executor.intents(before, transition)
         expect = {key: 0 if loaded is None else loaded.version for key, loaded in checked.items()}
-        await self._send(rows | orders, expect | vacancies(self.context, before, after, self._ignored_version))
+        expect |= vacancies(self.context, before, after, self._ignored_version)
+        if not await self._send(rows | orders, expect, exits=exits):
+            self._tell_kept(transition)
         self.state, self._held = after, held
         self.outbox.add(transition.events)
         if after.scheduled is not None:
@@ -520,20 +544,35 @@ class Session:
         if self.executor is not None:
             self.executor.committed(orders)
 
-    async def _send(self, rows: dict[Key, Row | None], guards: Mapping[Key, int]) -> None:
-        """Commit rows, and with them the deletion of delivered events and the outages not yet on record."""
+    def _tell_kept(self, transition: Transition) -> None:
+        self.outbox.kept.update(event.number for event in transition.events)
+        for event in transition.events:
+            if event.kind == "closed":
+                because = self.health.why or "the store does not take it"
+                why = f"the exit of {event.signal.id!r:.80} is in the emergency journal: {because}"
+                self._tell_trouble(Trouble(kind="emergency", context=self.context, why=why))
+
+    async def _send(
+        self, rows: dict[Key, Row | None], guards: Mapping[Key, int], *, exits: bool = False
+    ) -> bool:  # fmt: skip
+        """Commit rows, and with them the deletion of delivered events and the outages not yet on record.
+
+        Args:
+            exits: The rows may go to the emergency journal.
+
+        Returns:
+            Whether all is in the store; else the rows are in the journal.
+        """
         if self._tenure is None:
             raise FailedError(f"{self.context}: recover() must come before the first step")
         async with self._tenure.turn:
             delivered, outages = self.outbox.take_delivered(), self.outages.take()
-            if not (rows or delivered or outages):
-                return
-            measured = self.health.began()
+            if not (rows or delivered or outages or self._lifeline.owes):
+                return True
+            more = {**dict.fromkeys(delivered), **outages}
             try:
-                await self._tenure.commit({**dict.fromkeys(delivered), **rows, **outages}, guards)
-                self.health.ended(measured)
+                stored = await self._lifeline.commit(self._tenure, rows, more, guards, exits=exits)
             except BaseException as error:
-                self.health.ended(measured, error)
                 self.outbox.put_back(delivered)
                 self.outages.put_back(outages)
                 if not isinstance(error, HoldfastError):
@@ -541,6 +580,13 @@ class Session:
                     told = f"{self.context}: interrupted in a commit ({error!r}): recover with a new session"
                     self._broken, self._plain = FailedError(told), False
                 raise
+            if stored:
+                self.outbox.kept.clear()
+            else:
+                self.outbox.put_back(delivered)
+                self.outages.put_back(outages)
+                self.flush_soon()
+            return stored
 
     # ------------------------------------------------------------------ telling
 
@@ -581,7 +627,13 @@ class Session:
         self.background.cancel()
         if self._broken is not None:
             raise self._broken
+        await self._send_all()
+
+    async def _send_all(self) -> None:
         await self._send({}, {})
+        if self.outbox.has_early:
+            await self.outbox.catch_up()
+            await self._send({}, {})
 
     def _break(self, error: HoldfastError) -> None:
         if isinstance(error, FencedError) and not isinstance(self._broken, FencedError):
@@ -626,6 +678,7 @@ class Session:
         await self.background.finish()
         if self._broken is None and self._tenure is not None:
             try:
-                await self._send({}, {})
+                await self._send_all()
             except HoldfastError as error:
                 _log.warning("%s: at its end: %s", self.context, error)
+        await self._lifeline.settle()

@@ -61,6 +61,15 @@ class Tenure:
         """The owner row under which it commits."""
         return self._owner.row
 
+    @property
+    def session(self) -> SessionRow | None:
+        """The session row as it was read or written last."""
+        return None if self._session is None else self._session.row
+
+    def adopt(self, owner: Loaded[Owner], session: Loaded[SessionRow] | None) -> None:
+        """Go on from rows that were just read, once the caller knows whose they are."""
+        self._owner, self._session = owner, session
+
     async def release(self) -> None:
         """Let go of the context, so that whoever comes may have it at once; the caller holds :attr:`turn`.
 

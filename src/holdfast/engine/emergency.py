@@ -1,0 +1,271 @@
+"""The emergency journal: what was decided about open positions while the store could not be written.
+
+One file for each process, its blocks set aside when the run starts, so that it works though every disk is full. A
+record is a commit that the store could not take: the rows of one exit (or of a level on the way to it, or of an order's
+answer), and the session row that they build on. When the store returns, a session commits what it kept as one commit;
+a process that was killed does so when it recovers.
+
+Invariants:
+
+* Only what ends or watches an exposure is kept; an entry never is.
+* What is kept is acted on only once it is durable here, and only under the lease, unless the user sets
+  ``exit_without_lease``.
+* It is merged only onto the very session row that it builds on. One that was merged before, or overtaken by another
+  owner, is recognised by the session row alone, so merging twice is merging once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar, cast
+
+import msgspec
+
+from ..contract import Key
+from ..domains import context_key, decode, encode
+from ..errors import HoldfastError
+from ..names import Context
+from ..rows import Order, Row, SessionRow
+from ..store import Store
+from .blocks import Blocks, FileSpace, Space
+from .modes import TroublePolicy
+from .orders import EXITS
+
+_log = logging.getLogger("holdfast")
+
+T = TypeVar("T")
+
+RESERVE_BYTES = 16 * 1024
+"""Room for an exit: its session row remembers up to 100 ids. With less than that the journal counts as full."""
+
+
+class Kept(NamedTuple):
+    """One commit that the store could not take."""
+
+    number: int
+    base: SessionRow | None
+    """The session row on which it builds."""
+    changes: dict[Key, Row | None]
+    guards: tuple[Key, ...]
+    """Guard rows of risk profiles to rewrite with it: their slots change."""
+
+    @property
+    def after(self) -> SessionRow | None:
+        """The session row that it leaves."""
+        for key, row in self.changes.items():
+            if key.domain == "session":
+                return cast("SessionRow", row)
+        return self.base
+
+
+def remaining(kept: Sequence[Kept], stored: SessionRow | None) -> Sequence[Kept] | None:
+    """Return what is still to be merged onto the stored session row; None where another owner has gone on.
+
+    Args:
+        kept: Of one context, oldest first.
+    """
+    if not kept or kept[0].base == stored:
+        return kept
+    for done, one in enumerate(kept, 1):
+        if one.after == stored:
+            return kept[done:]  # rows that followed without moving the session row are written again: the same ones
+    return None
+
+
+def together(kept: Sequence[Kept]) -> tuple[dict[Key, Row | None], tuple[Key, ...]]:
+    """Put what is kept into one commit: the newest row of each key, and the guard rows that go with it."""
+    changes: dict[Key, Row | None] = {}
+    for one in kept:
+        changes |= one.changes
+    return changes, tuple(dict.fromkeys(key for one in kept for key in one.guards))
+
+
+def may_be_kept(rows: Mapping[Key, Row | None]) -> bool:
+    """Whether rows that belong to no transition are about an exposure that exists: exits, and answers of the venue."""
+    orders = [row for row in rows.values() if row is not None]
+    return bool(orders) and all(
+        isinstance(row, Order) and (row.action in EXITS or row.state != "intended") for row in orders
+    )
+
+
+class Emergency:
+    """The journal of one process for one store; does nothing where the policy names no file.
+
+    Args:
+        store: Whose commits are kept.
+        policy: Where, and how much.
+        open_space: A seam for tests.
+    """
+
+    def __init__(self, store: Store, policy: TroublePolicy, *, open_space: Callable[[str], Space] = FileSpace) -> None:
+        self._store_name = ""
+        self._named = weakref.ref(store)  # the store itself keeps its health, and so this
+        self._path, self._size_bytes = policy.emergency, policy.emergency_bytes
+        self._open_space = open_space
+        self._blocks: Blocks | None = None
+        self._kept: dict[Context, list[Kept]] = {}
+        self._strangers = 0
+        self._turn = asyncio.Lock()
+
+    @property
+    def is_named(self) -> bool:
+        """Whether there is to be a journal."""
+        return self._path is not None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it is open and an exit fits."""
+        return self._blocks is not None and self._blocks.room_bytes() >= RESERVE_BYTES
+
+    async def open(self) -> None:
+        """Set the space aside and read what an earlier process left. Repeatable.
+
+        Raises:
+            HeldError: Another process uses the file.
+            InvalidInputError: The path cannot be used.
+            UnavailableError: There is no room now.
+            CorruptedError: The file is damaged; it was left as it is.
+
+        Crash: The file is whole, or holds nothing and is set up anew.
+        """
+        if self._path is None or self._blocks is not None:
+            return
+        async with self._turn:
+            if self._blocks is not None:
+                return
+            store = self._named()
+            assert store is not None
+            self._store_name = f"{store.guarantees.backend} {store.scope}"
+            self._kept, self._strangers = {}, 0
+            path = self._path
+            blocks = await _in_thread(lambda: self._opened(path))
+            for entry in blocks.entries:
+                self._take(entry.number, entry.text)
+            self._blocks = blocks
+            if self._strangers:
+                _log.error("%s holds %d commits of another store: start with that store", path, self._strangers)
+
+    def _opened(self, path: str) -> Blocks:
+        space = self._open_space(path)
+        try:
+            return Blocks(space, path, self._size_bytes)
+        except BaseException:
+            space.close()
+            raise
+
+    def kept(self, context: Context) -> list[Kept]:
+        """Return what is kept of a context and not merged yet, oldest first."""
+        return self._kept.get(context, [])
+
+    async def keep(
+        self, context: Context, base: SessionRow | None, changes: Mapping[Key, Row | None], *, epoch: int
+    ) -> Kept:
+        """Keep a commit that the store cannot take.
+
+        Args:
+            base: The session row on which it builds.
+            epoch: Of the owner, for people.
+
+        Raises:
+            UnavailableError: There is no room; nothing was kept.
+            FailedError: It cannot be written; it may be found there after a restart.
+
+        Crash: Before the return it is kept or not; after it, it is.
+        """
+        rows = {key: row for key, row in changes.items() if key.domain != "guard"}
+        guards = tuple(key for key in changes if key.domain == "guard")
+        plain = {
+            "store": self._store_name, "context": list(context), "epoch": epoch,
+            "base": None if base is None else _written(context_key("session", context), base),
+            "changes": [[*key, None if row is None else _written(key, row)] for key, row in rows.items()],
+            "guards": [list(key) for key in guards],
+        }  # fmt: skip
+        async with self._turn:
+            blocks = self._blocks
+            assert blocks is not None
+            if not any(self._kept.values()) and not self._strangers:
+                await _in_thread(blocks.forget_all)
+            number = await _in_thread(lambda: blocks.append(msgspec.json.encode(plain)))
+            kept = Kept(number, base, rows, guards)
+            self._kept.setdefault(context, []).append(kept)
+            return kept
+
+    async def withdraw(self, context: Context, number: int) -> None:
+        """Forget one commit that was kept and not acted on.
+
+        Crash: It may be merged, as if the store had taken it and nobody had been told yet.
+        """
+        self._kept[context] = [one for one in self.kept(context) if one.number != number]
+        await self._note({"void": number}, context)
+
+    async def done(self, context: Context, number: int) -> None:
+        """Forget what is kept of a context up to a number: it was merged, or another owner has gone on.
+
+        Crash: It may be merged again, which changes nothing.
+        """
+        self._kept[context] = [one for one in self.kept(context) if one.number > number]
+        await self._note({"done": number}, context)
+
+    async def _note(self, what: dict[str, int], context: Context) -> None:
+        async with self._turn:
+            blocks = self._blocks
+            if blocks is None:
+                return
+            try:
+                if not any(self._kept.values()) and not self._strangers:
+                    await _in_thread(blocks.forget_all)
+                else:
+                    plain = {"store": self._store_name, "context": list(context), **what}
+                    await _in_thread(lambda: blocks.append(msgspec.json.encode(plain)))
+            except HoldfastError as error:
+                _log.warning("%s: %s", self._path, error)
+
+    async def close(self) -> None:
+        """Let go of the file; what is kept stays. Repeatable."""
+        async with self._turn:
+            blocks, self._blocks = self._blocks, None
+            if blocks is not None:
+                await _in_thread(blocks.close)
+
+    def _take(self, number: int, text: bytes) -> None:
+        plain = msgspec.json.decode(text)
+        if plain["store"] != self._store_name:
+            self._strangers += 1
+            return
+        context = Context(*plain["context"])
+        if "done" in plain:
+            self._kept[context] = [one for one in self.kept(context) if one.number > plain["done"]]
+            return
+        if "void" in plain:
+            self._kept[context] = [one for one in self.kept(context) if one.number != plain["void"]]
+            return
+        base = plain["base"]
+        self._kept.setdefault(context, []).append(
+            Kept(
+                number,
+                None if base is None else cast("SessionRow", _read(context_key("session", context), base)),
+                {Key(*key): None if text is None else _read(Key(*key), text) for *key, text in plain["changes"]},
+                tuple(Key(*key) for key in plain["guards"]),
+            )
+        )
+
+
+def _written(key: Key, row: Row) -> str:
+    return encode(key, row).decode()
+
+
+def _read(key: Key, text: str) -> Row:
+    return decode(key, text.encode())
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Run in a thread to its end, whoever is cancelled meanwhile: half of a write is worse than a late cancellation."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise

@@ -1,0 +1,455 @@
+"""The emergency journal: positions are closed while the store is away, and nothing is lost or repeated afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from emergency_kit import CONTEXT, TARGET, How, Killed, Place, Process, Steps, forbidden, policy_of, stored
+from fakes import candle, memory_store, minute_ms, session_of, sound, stepped
+
+from holdfast.contract import Key
+from holdfast.domains import context_key, ledger_key
+from holdfast.engine.blocks import Blocks, FileSpace
+from holdfast.engine.health import Health
+from holdfast.engine.modes import Mode
+from holdfast.errors import CorruptedError, FailedError, HeldError, InvalidInputError, UnavailableError
+from holdfast.rows import Guard
+
+AWAY: list[How] = ["refuses", "full", "gone", "silent", "answer lost", "request lost"]
+FREE = [lambda payload: None]
+
+
+async def untroubled(tmp_path: Path, *candles: Any, **bot: Any) -> dict[str, Any]:
+    """Return what the store holds after a run that had no trouble."""
+    place = Place(tmp_path)
+    process = await place.process(**bot)
+    session = await process.start()
+    await stepped(session, *candles)
+    await session.close()
+    return await stored(process.store)
+
+
+async def settled(process: Process) -> None:
+    """Merge what is kept, as the background does within a second."""
+    await process.session.flush()
+    while process.session.outbox.has_early:
+        await process.session.flush()
+    await process.session.flush()
+
+
+@pytest.mark.parametrize("how", AWAY)
+@pytest.mark.parametrize("risk", [None, FREE], ids=["no profile", "profile"])
+async def test_a_position_is_closed_while_the_store_is_away_and_stored_once_when_it_is_back(
+    tmp_path: Path, how: How, risk: Any
+) -> None:
+    place = Place(tmp_path)
+    process = await place.process(risk=risk)
+    session = await process.start()
+    await stepped(session, candle(0, 43000))
+    process.backend.go(how)
+    told = await stepped(session, TARGET)
+    assert [(event.kind, event.number, event.candle_ms) for event in told] == [("closed", 2, minute_ms(1))]
+    assert session.state.signal is None
+    assert session.unsaved == 1
+    assert await stepped(session, candle(2, 43000), entries=False) == []
+    process.backend.go("")
+    await settled(process)
+    assert session.unsaved == 0
+    await session.close()
+    assert [event.number for event in place.told] == [1, 2], "nobody is told twice"
+    assert [trouble.kind for trouble in process.trouble] == ["emergency"]
+    await sound(process.store)
+    assert await stored(process.store) == await untroubled(tmp_path, candle(0, 43000), TARGET, risk=risk)
+
+
+async def test_levels_on_the_way_to_an_exit_are_kept_in_their_order(tmp_path: Path) -> None:
+    way = [candle(0, 43000), candle(1, 43200), candle(2, 43450), candle(3, 43900, high=44000)]
+    place = Place(tmp_path)
+    process = await place.process()
+    session = await process.start()
+    await stepped(session, way[0])
+    process.backend.go("gone")
+    told = await stepped(session, *way[1:])
+    assert [event.number for event in told] == list(range(2, 2 + len(told)))
+    assert told[-1].kind == "closed"
+    assert {event.kind for event in told} == {"partial_profit", "closed"}
+    process.backend.go("")
+    await settled(process)
+    await session.close()
+    await sound(process.store)
+    assert await stored(process.store) == await untroubled(tmp_path, *way)
+    assert [event.number for event in place.told] == [1, *(event.number for event in told)]
+
+
+async def test_an_entry_is_never_kept(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    process = await place.process()
+    session = await process.start()
+    process.backend.go("refuses")
+    assert await stepped(session, candle(0, 43000)) == []
+    assert session.state.signal is None
+    assert session.unsaved == 0
+    process.backend.go("")
+    await session.close()
+    assert session.unsaved == 0
+
+
+async def test_a_store_that_counts_as_lost_is_not_waited_for_and_nothing_begins_until_it_was_quick_again(
+    tmp_path: Path,
+) -> None:
+    place = Place(tmp_path)
+    process = await place.process(signals=lambda symbol, when: {
+        "position": "long", "priceTakeProfit": 44000, "priceStopLoss": 42000, "minuteEstimatedTime": 60,
+    })  # fmt: skip
+    session = await process.start()
+    await stepped(session, candle(0, 43000))
+    process.backend.go("full")
+    await stepped(session, TARGET)
+    assert session.health.mode is Mode.CLOSE_ONLY
+    asked = len(process.bot.asked)
+    assert await stepped(session, candle(2, 43000), candle(3, 43000)) == []
+    assert len(process.bot.asked) == asked
+    process.backend.go("")
+    await settled(process)
+    told: list[Any] = []
+    minute = 4
+    while not told:
+        told += await stepped(session, candle(minute, 43000))
+        await session.flush()
+        minute += 1
+    assert told[0].kind == "opened"
+    assert [change.after for change in process.modes] == ["CLOSE_ONLY", "NORMAL"]
+    await session.close()
+    first, last = (await forbidden(process.store))[-1]
+    assert first == 2
+    assert last == minute - 2
+    await sound(process.store)
+
+
+async def test_without_a_journal_or_without_room_nothing_is_sent_and_the_exit_waits(tmp_path: Path) -> None:
+    for values in ({"emergency": None}, {"emergency_bytes": 64 * 1024}):
+        place = Place(tmp_path, **values)
+        process = await place.process()
+        session = await process.start()
+        await stepped(session, candle(0, 43000))
+        if place.policy.emergency is not None:
+            emergency = process.health.emergency
+            assert emergency._blocks is not None
+            emergency._blocks.append(b"x" * (emergency._blocks.room_bytes() - 1000))
+        process.backend.go("full")
+        assert await stepped(session, TARGET) == []
+        assert session.health.mode is Mode.HALT
+        assert session.is_behind
+        process.backend.go("")
+        (closed,) = await stepped(session, candle(2, 43000))
+        assert (closed.kind, closed.candle_ms) == ("closed", minute_ms(1))
+        await session.close()
+        await sound(process.store)
+
+
+# ---------------------------------------------------------------------- killed
+
+
+async def closing(place: Place, steps: Steps, dies_after: int, how: How) -> tuple[Process, str]:
+    """Run a process that opens, loses its store, closes, finds it again and merges; it may be killed on the way."""
+    process = await place.process()
+    process.steps = steps
+    left, steps.left = steps.left, -1
+    session = await process.start()
+    await stepped(session, candle(0, 43000))
+    steps.left, steps.done = left, 0
+    end = "lived"
+    try:
+        process.backend.go(how)
+        await stepped(session, TARGET)
+        process.backend.go("")
+        process.backend.commits, process.backend.dies_after = 0, dies_after
+        await settled(process)
+    except (Killed, FailedError, asyncio.CancelledError) as error:
+        if not isinstance(error, Killed) and not isinstance(error.__cause__, Killed):
+            raise
+        end = "killed"
+    if end == "killed":
+        process.die()
+    else:
+        await session.close()
+    return process, end
+
+
+@pytest.mark.parametrize("how", ["gone", "answer lost"])
+async def test_killed_at_any_step_of_keeping_and_merging_the_next_start_ends_as_if_nothing_had_happened(
+    tmp_path: Path, how: How, record_property: Any
+) -> None:
+    expected = await untroubled(tmp_path, candle(0, 43000), TARGET)
+    kills = 0
+    for kind in ("journal", "store"):
+        for step in range(1, 50):
+            folder = tmp_path / f"{kind}{step}"
+            folder.mkdir()
+            place = Place(folder)
+            steps = Steps(step if kind == "journal" else -1)
+            _, end = await closing(place, steps, step if kind == "store" else 0, how)
+            if end == "lived":
+                assert step > 2, "the run had fewer steps than it must have"
+                break
+            kills += 1
+            before = list(place.told)
+            for _ in range(2):  # recovering twice is recovering once
+                process = await place.process()
+                session = await process.start()
+                await session.deliver()
+                await stepped(session, TARGET, entries=False)
+                await stepped(session, candle(2, 43000), entries=False)
+                await session.close()
+            await sound(process.store)
+            assert await stored(process.store) == expected, (kind, step)
+            ids = [event.id for event in place.told]
+            assert sorted(set(ids)) == [f"{CONTEXT}#1", f"{CONTEXT}#2"], "every event was told"
+            assert {event.id: event for event in before}.items() <= {e.id: e for e in place.told}.items()
+            assert len({(event.id, event.reason, event.price_close) for event in place.told}) == 2, "and is the same"
+        else:
+            raise AssertionError("the run has more steps than were tried")
+    record_property("proof:emergency", {"kills while keeping and merging": kills})
+    assert kills > 5
+
+
+async def test_an_exit_that_was_kept_outlives_the_process_though_the_candle_that_caused_it_never_comes_again(
+    tmp_path: Path,
+) -> None:
+    place = Place(tmp_path)
+    first = await place.process()
+    session = await first.start()
+    await stepped(session, candle(0, 43000))
+    await session.flush()
+    first.backend.go("gone")
+    await stepped(session, TARGET)
+    first.die()
+    second = await place.process()
+    session = await second.start()
+    assert session.state.signal is None
+    assert session.state.last_candle_ms == minute_ms(1)
+    (closed,) = await session.deliver()
+    assert closed.id == place.told[1].id
+    loaded = await second.store.get(ledger_key(CONTEXT, closed.signal.id))
+    assert loaded is not None
+    await session.close()
+    await sound(second.store)
+
+
+async def test_what_another_owner_has_gone_on_from_is_left_out(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    first = await place.process()
+    session = await first.start()
+    await stepped(session, candle(0, 43000))
+    await session.flush()
+    first.backend.go("gone")
+    await stepped(session, TARGET)
+    first.die()
+    # Meanwhile another machine, which cannot see the journal, saw other candles: it closed a minute later.
+    other = await session_of(first.bot, await memory_store(place.memory), holder="other")
+    (closed,) = await stepped(other, candle(1, 43000), candle(2, 43000, low=42000))
+    await other.close()
+    second = await place.process()
+    session = await second.start()
+    assert session.unsaved == 0
+    assert await session.deliver() == []
+    await session.close()
+    assert [trouble.kind for trouble in second.trouble] == ["emergency"]
+    assert "another owner" in second.trouble[0].why
+    await sound(second.store)
+    assert closed.id == place.told[1].id, "a consumer that drops repeats by their id acts once"
+    third = await place.process()
+    session = await third.start()
+    await session.close()
+    assert third.trouble == []
+
+
+async def test_what_is_kept_of_another_store_stays_where_it_is(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    first = await place.process()
+    session = await first.start()
+    await stepped(session, candle(0, 43000))
+    first.backend.go("gone")
+    await stepped(session, TARGET)
+    first.die()
+
+    store = await memory_store()
+    object.__setattr__(store, "scope", "elsewhere")
+    health = Health(store, policy_of(place.path))
+    await health.emergency.open()
+    assert health.emergency.kept(CONTEXT) == []
+    await health.emergency.keep(CONTEXT, None, {context_key("signal", CONTEXT): None}, epoch=1)
+    await health.emergency.done(CONTEXT, 2)
+    await health.emergency.close()
+
+    second = await place.process()
+    assert (await second.start()).state.signal is None
+    await second.session.close()
+
+
+# ---------------------------------------------------------------------- the file
+
+
+def recorded(path: Path, size: int = 65536) -> Blocks:
+    space = FileSpace(str(path))
+    try:
+        return Blocks(space, str(path), size)
+    except BaseException:
+        space.close()
+        raise
+
+
+class Images:
+    """A journal file in memory that keeps what a power cut may leave before each call."""
+
+    def __init__(self) -> None:
+        self.durable, self.volatile = bytearray(), bytearray()
+        self.images: list[tuple[int, bytes]] = []
+        """How many records had been acknowledged, and the bytes."""
+        self.acknowledged = 0
+
+    def read(self) -> bytes:
+        return bytes(self.volatile)
+
+    def write(self, at: int, data: bytes) -> None:
+        old = bytes(self.volatile)
+        self.volatile[at : at + len(data)] = data
+        if len(old) >= 65536:
+            for cut in range(0, len(data) + 1, 8):
+                torn = bytearray(self.durable)
+                torn[at : at + cut] = data[:cut]
+                self.images.append((self.acknowledged, bytes(torn)))
+            torn = bytearray(self.durable)  # the parts come in any order
+            torn[at + len(data) // 2 : at + len(data)] = data[len(data) // 2 :]
+            self.images.append((self.acknowledged, bytes(torn)))
+
+    def sync(self) -> None:
+        self.durable[:] = self.volatile
+
+    def close(self) -> None:
+        pass
+
+
+class Image:
+    """A journal file as a cut left it."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = bytearray(data)
+
+    def read(self) -> bytes:
+        return bytes(self.data)
+
+    def write(self, at: int, data: bytes) -> None:
+        self.data[at : at + len(data)] = data
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_whatever_a_power_cut_leaves_the_journal_opens_with_every_record_that_was_acknowledged(
+    record_property: Any,
+) -> None:
+    disk = Images()
+    blocks = Blocks(disk, "images", 65536)
+    for generation in range(3):
+        for number in range(1, 5):
+            blocks.append(f"{generation} {number} ".encode() * (number * 11))
+            disk.acknowledged = number
+        sizes = len(disk.images)
+        blocks.forget_all()
+        # Forgetting is a wish: a cut in the middle of it leaves all of them, or none.
+        disk.images[sizes:] = [(-4, data) for _, data in disk.images[sizes:]]
+        disk.acknowledged = 0
+    for acknowledged, data in disk.images:
+        found = [entry.number for entry in Blocks(Image(data), "image", 65536).entries]
+        if acknowledged < 0:
+            assert found in ([], [1, 2, 3, 4])
+        else:
+            assert found in ([*range(1, acknowledged + 1)], [*range(1, acknowledged + 2)])
+    record_property("proof:emergency", {"images of the journal file after a power cut": len(disk.images)})
+
+
+def test_a_record_damaged_before_a_good_one_is_no_end_of_the_journal_but_damage(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    blocks = recorded(path)
+    for text in (b"one", b"two", b"three"):
+        blocks.append(text)
+    blocks.close()
+    whole = path.read_bytes()
+    at = whole.index(b"two")
+    path.write_bytes(whole[:at] + b"t" + b"\xff" + whole[at + 2 :])
+    with pytest.raises(CorruptedError, match="record 3"):
+        recorded(path)
+    at = whole.index(b"three")
+    path.write_bytes(whole[:at] + b"T" + whole[at + 1 :])
+    blocks = recorded(path)
+    assert [entry.text for entry in blocks.entries] == [b"one", b"two"]
+    blocks.close()
+
+
+def test_the_file_has_its_blocks_before_anything_is_written_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    blocks = recorded(path, 128 * 1024)
+    before = path.stat()
+    assert before.st_blocks * 512 >= 128 * 1024
+    while blocks.room_bytes() > 3000:
+        blocks.append(b"x" * 2000)
+    after = path.stat()
+    assert (after.st_size, after.st_blocks) == (before.st_size, before.st_blocks)
+    assert path.stat().st_mode & 0o777 == 0o600
+    blocks.close()
+
+
+def test_a_path_that_cannot_be_a_journal_is_refused_and_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / "notes.txt"
+    other.write_text("mine\n" * 3000)
+    with pytest.raises(InvalidInputError, match="no emergency journal"):
+        recorded(other)
+    assert other.read_text() == "mine\n" * 3000
+    for path in (tmp_path / "missing" / "journal", tmp_path):
+        with pytest.raises(InvalidInputError, match="name a file"):
+            recorded(path)
+    blocks = recorded(tmp_path / "journal")
+    with pytest.raises(HeldError, match="name one for each"):
+        recorded(tmp_path / "journal")
+    blocks.close()
+
+
+def test_a_journal_that_cannot_be_written_takes_nothing_more(tmp_path: Path) -> None:
+    class Broken(FileSpace):
+        def sync(self) -> None:
+            raise OSError(5, "Input/output error")
+
+    path = tmp_path / "journal"
+    recorded(path).close()
+    blocks = Blocks(Broken(str(path)), "journal", 65536)
+    with pytest.raises(FailedError, match="Input/output"):
+        blocks.append(b"one")
+    assert blocks.room_bytes() == 0
+    with pytest.raises(UnavailableError):
+        blocks.append(b"two")
+    blocks.close()
+
+
+async def test_guard_rows_are_rewritten_at_the_merge_from_what_they_are_then(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    process = await place.process(risk=FREE)
+    session = await process.start()
+    await stepped(session, candle(0, 43000))
+    process.backend.go("gone")
+    await stepped(session, TARGET)
+    process.backend.go("")
+    guard = Key("guard", "limit", "guard")
+    await process.store.writer("another process").commit({guard: Guard(changes=41)})
+    await settled(process)
+    loaded = await process.store.get(guard)
+    assert loaded is not None
+    assert loaded.row == Guard(changes=42)
+    await session.close()
+    await sound(process.store)
