@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from fakes import Bot, FakeMarket, candle, flat, minute_ms, no_sleep, put, signal_row, sound
-from gap_kit import CONTEXT, GAPS, filled, recovered, stored
+from gap_kit import CONTEXT, GAPS, bot_of, filled, recovered, rows_of, run_of, stored
 from mortal import Death, Killer, MortalBackend, World
 from test_ownership import Process, finished, two  # noqa: F401 -- a fixture
 from test_recovery import LEVELS, OLD_KEY, OLD_SLOT
@@ -325,8 +325,6 @@ async def test_another_commit_between_look_and_commit_makes_the_hand_look_again(
     backend = Meddled(MemoryBackend(), Killer())
     store = Store(backend, require=Survives.NOTHING)
     await store.open()
-    from gap_kit import rows_of
-
     await put(store, rows_of(OPEN))
 
     async def moved() -> None:
@@ -336,3 +334,22 @@ async def test_another_commit_between_look_and_commit_makes_the_hand_look_again(
     done = await hands(store).close(CONTEXT, 43500)
     assert done.event is not None and done.event.signal.note == "written meanwhile"
     assert len(await audits(store)) == 1
+
+
+async def test_rows_in_four_method_classes_are_planned_for_recovered_and_closed() -> None:
+    world = World(classes=True)
+    await put(await world.boot(), rows_of(OPEN))
+    stops = GAPS[3]._replace(row=OPEN.row)
+    store = await world.boot()
+    plan = await run_of(bot_of(stops), store).plan(CONTEXT)
+    assert plan.outlook is not None and plan.outlook.verdict == "hit_stop"
+    done = await run_of(bot_of(stops), store).recover(CONTEXT)
+    assert done.events == plan.outlook.events
+    await sound(store)
+
+    world = World(classes=True)
+    await put(await world.boot(), rows_of(OPEN))
+    store = await world.boot()
+    closed = await hands(store).close(CONTEXT, 43500)
+    assert closed.event is not None and closed.event.price_close == 43500
+    await sound(store)
