@@ -1,7 +1,7 @@
-"""A process whose contexts share a risk profile with those of other processes: ``limits_process.py URL NAME ENTRIES``.
+"""A process whose context shares a risk profile with those of other processes: ``limits_process.py URL NAME ENTRIES``.
 
-Each context opens whenever the profile lets it, closes soon after, and ends when the process has opened so often. What
-it committed is in its record (:mod:`fleet_bot`).
+It opens whenever the profile lets it, closes soon after, and ends when it has opened so often. What it
+committed is in its record (:mod:`fleet_bot`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from holdfast.store import Store
 from holdfast.urls import open_backend
 
 LIMIT = 3
-CONTEXTS = 2
-"""Of each process."""
 
 
 class Entries:
@@ -54,11 +52,11 @@ async def trade(store: Store, name: str, entries: Entries) -> None:
 
 
 async def main(url: str, name: str, entries: int) -> None:
-    """Trade with every context, and say how often it opened and was refused."""
+    """Trade with one context, and say how often it opened and was refused."""
     store = Store(open_backend(url), require=Survives.NOTHING)
     await store.open()
     own = Entries(entries)
-    await asyncio.gather(*(trade(store, f"{name}{n}", own) for n in range(CONTEXTS)))
+    await trade(store, name, own)
     await store.close()
     print(own.opened, own.rejected, flush=True)
 

@@ -2,7 +2,7 @@
 
 ``python tests/long_hunt.py [--resume DIR] [--time-cap SECONDS] [--seed S] [--share F] [PART …]``; a part is
 ``kills:NAME``, ``histories:NAME``, ``power:NAME``, ``zombies:NAME`` or ``fleet:NAME``. Each part but a fleet keeps what
-it has done in the directory, so that the hunt goes on where it stopped; ``--share 0.01`` takes a hundredth of everything.
+it has done in the directory, so that the hunt goes on where it stopped; ``--share 0.01`` takes a hundredth of all.
 """
 
 from __future__ import annotations

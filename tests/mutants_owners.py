@@ -19,6 +19,13 @@ OWNERS: list[tuple[str, str, str, str, str]] = [
         "tests/test_zombies.py -k 'paused_owner and redis'",
     ),
     (
+        "owners: a shared limit is checked, but its guard is not expected",
+        "engine/tenure.py",
+        "                **guards,\n            }\n",
+        "            }\n",
+        "tests/test_shared_limits.py -k redis",
+    ),
+    (
         "owners: a lease is measured by the wall clock",
         "engine/worker.py",
         "    return time.clock_gettime(time.CLOCK_BOOTTIME)\n",
