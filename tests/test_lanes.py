@@ -12,6 +12,7 @@ from holdfast.backends.memory import MemoryBackend
 from holdfast.contract import Key
 from holdfast.engine.lanes import commit_surely
 from holdfast.errors import UnavailableError
+from holdfast.rows import Guard
 from holdfast.testing.faults import Fault, FaultKind, FaultyBackend
 
 REFUSALS: list[FaultKind] = ["unavailable"] * 40
@@ -53,4 +54,24 @@ async def test_whoever_reads_again_anyway_is_told_of_the_refusal() -> None:
     faulty.faults += [Fault(now + 1, "unknown_lost"), Fault(now + 2, "unavailable")]
     with pytest.raises(UnavailableError):
         await commit_surely(session.store.writer("test"), {}, {Key("signal", "x", "x"): 0}, sleep=session._sleep)
+    await session.close()
+
+
+async def test_the_number_of_an_earlier_commit_is_never_taken_for_that_of_the_next() -> None:
+    _, session, faulty = await _session()
+    now = faulty.calls["commit"]
+    faulty.faults += [Fault(now + 1, "unknown_lost"), Fault(now + 2, "unavailable"), Fault(now + 3, "unknown_lost")]
+    store, lane = session.store, session.store.writer("test")
+    first, second = Key("guard", "first", "guard"), Key("guard", "second", "guard")
+    with pytest.raises(UnavailableError):
+        await commit_surely(lane, {first: Guard(changes=1)}, {first: 0}, sleep=session._sleep)
+    with pytest.raises(UnavailableError, match=r"an earlier commit of .* is not settled"):
+        await commit_surely(lane, {second: Guard(changes=2)}, {second: 0}, sleep=session._sleep)
+    assert await store.load(first, second) == {}
+    await commit_surely(lane, {second: Guard(changes=2)}, {second: 0}, sleep=session._sleep)
+    found = await store.load(first, second)
+    assert {key: loaded.row for key, loaded in found.items()} == {
+        first: Guard(changes=1),  # it was settled first
+        second: Guard(changes=2),
+    }
     await session.close()

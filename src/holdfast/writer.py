@@ -11,7 +11,7 @@ import msgspec
 
 from .contract import Key, Op
 from .domains import encode
-from .errors import ConflictError, HoldfastError, InvalidInputError, UnavailableError
+from .errors import ConflictError, HoldfastError, InvalidInputError, UnavailableError, UnknownOutcomeError
 from .names import quote
 from .rows import Row
 from .spans import Place, Span
@@ -84,7 +84,12 @@ class Writer:
         await lock.acquire()
         try:
             if self._sent is not None:
-                await self._settle()
+                try:
+                    await self._settle()
+                except UnknownOutcomeError as error:
+                    # Of the earlier one: whoever then called resend() would take its number for that of this one.
+                    told = f"an earlier commit of {self.name} is not settled, so this one was not sent"
+                    raise UnavailableError(f"{told}: {error}", key=error.key, backend=error.backend) from error
             store = self._store
             if store.read_only:
                 raise InvalidInputError("the store was opened read-only: open it for writing to commit")
