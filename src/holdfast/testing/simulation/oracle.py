@@ -49,7 +49,7 @@ class Oracle:
         self.rows: dict[Key, Row] = {}
         """What is stored, decoded."""
         self._contexts = {self._name(one.number): context_of(one.number) for one in plan.contexts}
-        self._is_alone = len(plan.processes) == 1
+        self._is_calm = len(plan.processes) == 1 and not plan.faults and plan.lag_seconds < 0.1
         self._writers: dict[str, str] = {}
         """For each context, the lane that wrote its owner row."""
         self._beats: dict[str, float] = {}
@@ -104,8 +104,10 @@ class Oracle:
                 self._violate(f"{key}: {op.writer} of {sender.name} wrote it, though it does not own {name}")
             if key.domain == "outbox":
                 self._event(key, cast("Event | None", row), sender)
-            elif key.domain == "outage" and not self._plan.faults and sender.name.startswith("p0.") and self._is_alone:
-                if cast("Outage", row).from_ms:
+            elif key.domain == "outage" and self._is_calm and sender.name.startswith("p0."):
+                outage, symbol = cast("Outage", row), self._contexts[name].symbol
+                missed = [one for one in self._market.candles[symbol] if outage.from_ms <= one[0] <= outage.to_ms]
+                if outage.from_ms and missed:
                     self._violate(f"{key}: an outage was recorded in a run without a fault")
             elif key.domain == "session":
                 before = cast("SessionRow | None", self.rows.get(key))
