@@ -74,6 +74,13 @@ PLAN: list[tuple[str, str, str, str, str]] = [
         f"{_PLAN} while_a_run_is_live",
     ),
     (
+        "plan: a closing that the store refused once is forgotten",
+        "engine/gap.py",
+        "self._over = self._reason is None",
+        "self._over = True",
+        f"{_PLAN} refused_once",
+    ),
+    (
         "plan: closing at the market enters first",
         "engine/driver.py",
         "newest = not self._queue and self._is_fresh(candle) and not (gap is not None and gap.is_closing)",

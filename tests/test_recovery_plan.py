@@ -13,15 +13,17 @@ import msgspec
 import pytest
 from fakes import Bot, FakeMarket, candle, flat, minute_ms, put, signal_row, sound
 from gap_kit import ALL, CONTEXT, Gap, bot_of, filled, planned, recovered, rows_of, run_of, stored
-from mortal import Death, Killer, World
+from mortal import Death, Killer, MortalBackend, World
 
+from holdfast.contract import Op, Survives
 from holdfast.domains import context_key
 from holdfast.engine.plan import RecoveryPolicy, foreseen
 from holdfast.engine.registry import Registry
-from holdfast.errors import InvalidInputError, UndecidedError
+from holdfast.errors import InvalidInputError, UnavailableError, UndecidedError
 from holdfast.rows import Decision, Event, GapPlan, Levels, Signal
 from holdfast.rules.candles import MINUTE_MS, Candle
 from holdfast.rules.params import reset_config, set_config
+from holdfast.store import Store
 
 NAMES = [gap.name for gap in ALL]
 REAL = Path(os.environ.get("HOLDFAST_CANDLES") or Path(__file__).resolve().parents[2] / "shared" / "data")
@@ -258,6 +260,26 @@ async def test_close_at_market_leaves_nothing_open(name: str, kind: str, price: 
     rows, _ = await stored(world)
     assert context_key("signal", CONTEXT) not in rows and context_key("schedule", CONTEXT) not in rows
     assert [row.by for row in rows.values() if isinstance(row, Decision)] == ["policy"]
+
+
+async def test_a_closing_that_the_store_refused_once_is_made_at_the_next_candle() -> None:
+    class Refusing(MortalBackend):
+        refusals = 1
+
+        async def commit(self, scope: str, changes: Any, expect: Any, *, op: Op) -> int:
+            if self.refusals and any(key.domain == "outbox" for key in changes):
+                self.refusals -= 1
+                raise UnavailableError("the disk is full")
+            return await super().commit(scope, changes, expect, op=op)
+
+    gap = by_name("a quiet night")
+    bot, world = asking(gap, "close_at_market"), await filled(gap)
+    bot.market.candles["BTCUSDT"] += [candle(10, 43000), candle(11, 43000)]
+    store = Store(Refusing(world.memory, Killer()), require=Survives.NOTHING)
+    await store.open()
+    events = [event async for event in bot.run(store)]
+    assert [(event.kind, event.reason, event.candle_ms) for event in events] == [("closed", "policy", minute_ms(10))]
+    await sound(store)
 
 
 async def test_close_at_market_enters_nothing_first() -> None:

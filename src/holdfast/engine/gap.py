@@ -89,7 +89,7 @@ class Gap:
         if self._over or self._planned_ms >= queue[0][0]:
             return
         if self._to_ms is None or queue[0][0] > self._to_ms:
-            self._over = True  # everything that was missed has been decided
+            self._over = self._reason is None  # all that was missed has been decided, but perhaps not yet closed
             return
         missed = [candle for candle in queue if candle[0] <= self._to_ms]
         outlook = await self.foresee(missed, entries_from_ms)
