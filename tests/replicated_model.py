@@ -34,7 +34,7 @@ LOG = Key("risk", "model", "list")
 SPARE = [Key("partial", "model", f"spare-{at}") for at in range(4)]
 
 
-class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+class _Selector(selectors.DefaultSelector):
     """Never waits: what would be waited for is added to the clock."""
 
     loop: VirtualLoop
@@ -142,7 +142,7 @@ class World:
 
     def spawn(self, work: Awaitable[T]) -> asyncio.Task[T]:
         """Start what nobody's death ends."""
-        task: asyncio.Task[T] = asyncio.ensure_future(work)  # type: ignore[assignment]
+        task: asyncio.Task[T] = asyncio.ensure_future(work)
         self.tasks.add(task)
         task.add_done_callback(self._ended)
         return task
