@@ -1,4 +1,4 @@
-"""What the tests of orders share: a broker over a paper book in this process, with faults by name and a clock by hand."""
+"""What the tests of orders share: a broker over a paper book in this process, faults by name, a clock by hand."""
 
 from __future__ import annotations
 

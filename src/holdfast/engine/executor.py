@@ -15,7 +15,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -61,8 +60,6 @@ from .worker import SignOfLife
 
 if TYPE_CHECKING:
     from .session import Session
-
-_log = logging.getLogger("holdfast")
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 30.0
 
@@ -419,5 +416,4 @@ class Executor:
 
     async def _report(self, error: HoldfastError) -> None:
         context = None if self._session is None else self._session.context
-        _log.warning("%s: orders: %s", context, error)
         await self._listeners.report(Failure(where="orders", error=error, context=context, at_ms=self._clock()))

@@ -172,12 +172,14 @@ def superseded(book: Book, order: Order) -> list[str]:
     The newest exit always stays, so that its number is never used again.
     """
     if order.action in EXITS:
-        return [
-            one.client_order_id
+        # What the venue took may fill yet, whatever it said when it was cancelled: that row stays.
+        failed = [
+            one
             for one in book.of(order.signal_id)
-            if one.action == order.action and one.n < order.n - 1 and is_ended(one)
-            and not (one.filled_quantity or one.missing_quantity)
+            if one.action == order.action and one.n < order.n - 1
+            and one.state in ("rejected", "expired") and not one.venue_id and not one.missing_quantity
         ]  # fmt: skip
+        return [one.client_order_id for one in failed]
     settled = [signal_id for signal_id in book.signal_ids() if book.is_settled(signal_id)]
     return [one.client_order_id for signal_id in settled[:-KEPT_SIGNALS] for one in book.of(signal_id)]
 
@@ -331,7 +333,7 @@ def _exit_due(book: Book, signal_id: str, terms: Terms, now_ms: int, epoch: int)
     before = [one for one in book.of(signal_id) if one.action in EXITS]
     if not before or before[-1].filled_quantity or before[-1].missing_quantity or before[-1].state == "expired":
         return Put(order)
-    due = before[-1].intended_at_ms + min(MOST_BACKOFF_MS, 1000 * 2 ** min(order.n - 2, 10))
+    due = before[-1].intended_at_ms + min(MOST_BACKOFF_MS, terms.exit_validity_ms // 10 * 2 ** min(order.n - 2, 10))
     return Put(order) if now_ms >= due else Wait(due)
 
 

@@ -1,0 +1,484 @@
+"""Orders of a live run: committed, sent, asked about, recorded; against a venue that answers as it likes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import pytest
+from fakes import candle, flat, memory_store, minute_ms, proposal, put, signal_row, sound, stepped, until
+from order_kit import CONTEXT, Desk, features, orders_in
+
+from holdfast.contract import Key
+from holdfast.domains import context_key, order_key
+from holdfast.engine.broker import OrderRequest
+from holdfast.engine.executor import Executor
+from holdfast.engine.live import Live
+from holdfast.engine.orders import client_order_id, is_ended
+from holdfast.engine.session import Session
+from holdfast.errors import FencedError, InvalidInputError, OrderError, UnavailableError
+from holdfast.rows import Order, Row, SessionRow
+from holdfast.rules.params import Params
+from holdfast.store import Store
+
+SIGNAL_ID = f"binance:BTCUSDT:my-strategy:{minute_ms(1)}"
+ENTRY = client_order_id(CONTEXT, SIGNAL_ID, "open", 1)
+EXIT = client_order_id(CONTEXT, SIGNAL_ID, "close", 1)
+
+
+def stored(action: str, *, at_ms: int | None = None, **more: Any) -> Order:
+    """Return an order row as a bot that was killed may have left it, made at minute 1."""
+    at_ms = minute_ms(1) if at_ms is None else at_ms
+    common = {"context": tuple(CONTEXT), "account": "acc", "signal_id": SIGNAL_ID, "quantity": 2.0, "epoch": 1}
+    if action == "open":
+        plain = {"client_order_id": ENTRY, "side": "buy", "expires_at_ms": at_ms + 30_000}
+    else:
+        plain = {"client_order_id": EXIT, "side": "sell", "expires_at_ms": at_ms + 10_000, "reduce_only": True}
+    return msgspec.convert(
+        msgspec.to_builtins(
+            Order(**{"action": action, "state": "intended", "intended_at_ms": at_ms, **common, **plain, **more})
+        ),
+        Order,
+    )  # fmt: skip
+
+
+async def left_behind(*orders: Order, is_open: bool) -> Store:
+    """Return a store as a bot left it that was killed after minute 1."""
+    store = await memory_store()
+    rows: dict[Key, Row | None] = {order_key(CONTEXT, order.client_order_id): order for order in orders}
+    closed = () if is_open else (SIGNAL_ID,)
+    rows[context_key("session", CONTEXT)] = SessionRow(
+        context=tuple(CONTEXT), last_candle_ms=minute_ms(0), last_event=0, closed_ids=closed  # type: ignore[arg-type]
+    )  # fmt: skip
+    if is_open:
+        rows[context_key("signal", CONTEXT)] = signal_row(signal_id=SIGNAL_ID, at_minute=1)
+    await put(store, rows)
+    return store
+
+
+async def opened(session: Session) -> None:
+    """Step the candle that opens."""
+    pending = session.step(candle(0, 43000))
+    assert pending is not None
+    await pending
+    assert session.state.signal is not None
+
+
+def sold(desk: Desk) -> list[tuple[str, float]]:
+    return [(request.side, request.quantity) for request in desk.broker.sent]
+
+
+async def live(desk: Desk, store: Store) -> list[tuple[str, str | None]]:
+    async with asyncio.timeout(20):
+        return [(event.kind, event.reason) for event in await desk.live(store)]
+
+
+OPENED, CLOSED = ("opened", None), ("closed", "take_profit")
+
+# ---------------------------------------------------------------------- the way of an order
+
+
+async def test_an_order_is_committed_with_its_signal_and_sent_only_then() -> None:
+    desk, store = Desk(), await memory_store()
+    happened: list[tuple[str, ...]] = []
+
+    def committed(scope: str, number: int, changes: Mapping[Key, Row | None]) -> None:
+        if orders := [row for row in changes.values() if isinstance(row, Order)]:
+            with_signal = "signal" if any(key.domain == "signal" for key in changes) else "alone"
+            happened.append((orders[0].action, orders[0].state, with_signal))
+
+    async def submit(request: OrderRequest) -> Any:
+        happened.append(("sent",))
+        return await sent(request)
+
+    store.observers.append(committed)
+    sent, desk.broker.submit = desk.broker.submit, submit  # type: ignore[method-assign]
+    assert await live(desk, store) == [OPENED, CLOSED]
+    assert happened == [
+        ("open", "intended", "signal"), ("sent",), ("open", "filled", "alone"),
+        ("close", "intended", "signal"), ("sent",), ("close", "filled", "alone"),
+    ]  # fmt: skip
+    assert sold(desk) == [("buy", 2.0), ("sell", 2.0)]
+    assert desk.broker.held_quantity == 0
+    await sound(store)
+
+
+@pytest.mark.parametrize(
+    ("faults", "events", "traded"),
+    [
+        (["lost answer"], [OPENED, CLOSED], 2.0),
+        (["lost request"], [OPENED, CLOSED], 2.0),
+        (["late"], [OPENED, CLOSED], 2.0),
+        (["down"], [OPENED, CLOSED], 2.0),
+        (["broken"], [OPENED, CLOSED], 2.0),
+        (["broken after"], [OPENED, CLOSED], 2.0),
+        (["twice", "twice"], [OPENED, CLOSED], 2.0),
+        (["part only"], [OPENED, CLOSED], 0.8),
+        (["partial"], [OPENED, CLOSED], 0.8),
+        (["reject"], [OPENED, ("cancelled", "order_rejected")], 0.0),
+        (["resting"], [OPENED, ("cancelled", "order_cancelled")], 0.0),
+        (["down"] * 100, [OPENED, ("cancelled", "order_expired")], 0.0),
+        (["", "lost answer"], [OPENED, CLOSED], 2.0),
+        (["", "lost request"], [OPENED, CLOSED], 2.0),
+        (["", "down", "down"], [OPENED, CLOSED], 2.0),
+        (["", *["down"] * 20], [OPENED, CLOSED], 2.0),
+        (["", "reject"], [OPENED, CLOSED], 2.0),
+        (["", *["reject"] * 6], [OPENED, CLOSED], 2.0),
+        (["", "part only", "partial"], [OPENED, CLOSED], 2.0),
+        (["", "resting"], [OPENED, CLOSED], 2.0),
+        (["", "late"], [OPENED, CLOSED], 2.0),
+    ],
+)
+async def test_whatever_the_venue_does_the_rows_say_what_it_holds(
+    faults: list[str], events: list[tuple[str, str | None]], traded: float
+) -> None:
+    desk, store = Desk(), await memory_store()
+    desk.broker.faults = list(faults)
+    assert await live(desk, store) == events
+    book = await orders_in(store)
+    assert all(map(is_ended, book.orders.values()))
+    assert desk.broker.held_quantity == 0
+    assert book.unsettled() == []
+    entry = book.entry(SIGNAL_ID)
+    assert entry is not None
+    assert entry.filled_quantity == pytest.approx(traded)
+    assert len({order.request.client_order_id for order in desk.broker.book.orders}) == len(desk.broker.book.orders)
+    await sound(store)
+
+
+@pytest.mark.parametrize("mode", ["while_open", "never"])
+@pytest.mark.parametrize("faults", [["lost request"], ["late"], ["", "lost request"], ["", "late"]])
+async def test_where_ids_may_repeat_nothing_is_sent_again_before_its_expiry_and_grace_are_over(
+    mode: Any, faults: list[str]
+) -> None:
+    desk, store = Desk(promised=features(mode)), await memory_store()
+    desk.broker.faults = list(faults)
+    running = asyncio.ensure_future(live(desk, store))
+    await until(lambda: len(desk.broker.sent) == len(faults))
+    first, lost_ms = desk.broker.sent[-1], desk.time.now_ms
+    await until(lambda: len(desk.broker.sent) > len(faults) or running.done(), turns=200_000)
+    assert desk.time.now_ms >= first.expires_at_ms + 5_000 > lost_ms
+    events = await running
+    assert len(desk.broker.book.orders) == len({one.request.client_order_id for one in desk.broker.book.orders})
+    if len(faults) == 1:
+        assert events == [OPENED, ("cancelled", "order_expired")], "an entry is never made up for"
+    else:
+        assert events == [OPENED, CLOSED]
+        assert desk.broker.sent[-1].client_order_id == client_order_id(CONTEXT, SIGNAL_ID, "close", 2)
+    assert [report.state for report in desk.broker.arrive()] == ["expired"] * (faults[-1] == "late")
+    assert desk.broker.held_quantity == 0
+
+
+async def test_a_possible_duplicate_is_told_where_the_venue_refuses_no_late_request() -> None:
+    desk, store = Desk(promised=features("never", refuses_expired=False)), await memory_store()
+    desk.broker.faults = ["", "late"]
+    assert await live(desk, store) == [OPENED, CLOSED]
+    told = [str(failure.error) for failure in desk.bot.errors if isinstance(failure.error, OrderError)]
+    assert len(told) == 1
+    assert "may still turn up, and an exit may be there twice" in told[0]
+
+
+async def test_an_order_that_the_venue_has_twice_is_told_and_all_of_it_is_closed() -> None:
+    desk, store = Desk(promised=features("never")), await memory_store()
+    desk.broker.faults = ["twice"]
+    assert await live(desk, store) == [OPENED, CLOSED]
+    assert desk.broker.held_quantity == 0
+    assert [request.quantity for request in desk.broker.sent] in ([2.0, 2.0, 2.0], [2.0, 4.0])
+    told = [str(failure.error) for failure in desk.bot.errors]
+    assert sum(f"{ENTRY} is at the venue 2 times" in text for text in told) == 1
+
+
+@pytest.mark.parametrize("fault", ["fill first", "fill after", "lost answer", "down"])
+async def test_a_fill_that_crosses_a_cancellation_is_not_forgotten(fault: str) -> None:
+    desk, store = Desk(), await memory_store()
+    desk.broker.faults, desk.broker.cancel_faults = ["resting"], [fault]
+    await live(desk, store)
+    book = await orders_in(store)
+    entry = book.entry(SIGNAL_ID)
+    assert entry is not None
+    assert entry.filled_quantity == (2.0 if fault.startswith("fill") else 0.0)
+    assert desk.broker.held_quantity == 0
+    assert book.unsettled() == []
+
+
+async def test_a_venue_that_cannot_be_asked_holds_the_candles_back_until_it_can() -> None:
+    desk, store = Desk(), await memory_store()
+    desk.broker.faults, desk.broker.read_faults = ["lost answer"], 30
+    assert await live(desk, store) == [OPENED, CLOSED]
+    assert desk.broker.calls.count("find") > 30
+    assert sold(desk) == [("buy", 2.0), ("sell", 2.0)]
+
+
+async def test_nothing_opens_while_an_earlier_exit_is_not_done_and_those_candles_are_on_record() -> None:
+    desk = Desk({1: proposal(quantity=2), 7: proposal(quantity=1, id="second")})
+    store = await memory_store()
+    desk.broker.faults = ["", *["down"] * 1000]
+    running = asyncio.ensure_future(live(desk, store))
+    await until(lambda: desk.market.present_ms == desk.market.end_ms, turns=100_000)
+    desk.broker.faults = []
+    assert await running == [OPENED, CLOSED]
+    assert [key async for key in _outages(store)] != []
+
+
+async def _outages(store: Store) -> Any:
+    for loaded in (await store.scan("outage")).values():
+        row: Any = loaded.row
+        if row.from_ms <= minute_ms(6) <= row.to_ms:
+            yield row
+
+
+async def test_a_waiting_signal_is_entered_when_its_price_comes_and_a_short_is_sold_first() -> None:
+    candles = [*flat(43000, -10, 3), candle(4, 43400, high=43600), candle(5, 42000, low=41900), *flat(42000, 6, 8)]
+    short = {
+        "position": "short", "priceOpen": 43500, "priceTakeProfit": 42000, "priceStopLoss": 44500,
+        "minuteEstimatedTime": 60, "quantity": 0.123456789123,
+    }  # fmt: skip
+    desk, store = Desk({1: short}, candles=candles), await memory_store()
+    assert await live(desk, store) == [OPENED, CLOSED]
+    assert sold(desk) == [("sell", 0.12345679), ("buy", 0.12345679)], "as the exchange writes quantities"
+
+
+@pytest.mark.parametrize(
+    ("quantity", "told"), [(None, "quantity is missing"), (-1, "is -1"), ("2", "'2'"), (True, "True"), (1e-12, "0")]
+)
+async def test_without_a_quantity_that_can_be_traded_nothing_opens_and_the_reason_is_told(
+    quantity: object, told: str
+) -> None:
+    desk, store = Desk({1: proposal(quantity=quantity)}), await memory_store()
+    assert await live(desk, store) == []
+    assert [type(failure.error) for failure in desk.bot.errors] == [InvalidInputError]
+    assert told in str(desk.bot.errors[0].error)
+    assert desk.broker.sent == []
+
+
+# ---------------------------------------------------------------------- owning
+
+
+async def test_after_a_refused_commit_nothing_more_is_sent() -> None:
+    desk = Desk({1: proposal(quantity=2)})
+    store = await memory_store()
+    first = await desk.session(store, holder="first")
+    desk.broker.held = asyncio.Event()
+    await opened(first)
+    await until(lambda: desk.broker.sent)
+    second = await desk.again().session(store, holder="second")
+    desk.broker.held.set()
+    await until(lambda: desk.broker.book.orders)
+    await until(lambda: first.owner is None)
+    assert first.fenced.is_set()
+    with pytest.raises(FencedError):
+        await stepped(first, candle(2, 43000, high=44100))  # which the new owner alone may answer with an exit
+    sent = len(desk.broker.sent)
+    assert second.executor is not None
+    await second.executor.entered()
+    assert await stepped(second, candle(2, 43000, high=44100)) != []
+    await second.orders_quiet()
+    assert [request.client_order_id for request in desk.broker.sent[sent:]] == [EXIT]
+    assert desk.broker.held_quantity == 0
+    await first.close()
+    await second.close()
+
+
+class _Sign:
+    """A sign of life whose lease is over."""
+
+    is_held, lease_seconds = False, 20.0
+
+
+async def test_without_the_lease_nothing_is_sent() -> None:
+    desk, store = Desk(), await memory_store()
+    session = await desk.session(store)
+    executor = session.executor
+    assert executor is not None
+    executor._sign = sign = _Sign()  # type: ignore[assignment]
+    await opened(session)
+    before = desk.time.now_ms
+    await until(lambda: desk.time.now_ms > before + 5_000)
+    assert desk.broker.sent == []
+    sign.is_held = True
+    await until(lambda: desk.broker.sent)
+    await session.close()
+
+
+async def test_an_answer_that_cannot_be_committed_is_committed_before_anything_else_is_done() -> None:
+    desk, store = Desk(), await memory_store()
+    session = await desk.session(store)
+    real, refused = session.note, 0
+
+    async def note(rows: dict[Key, Row | None]) -> None:
+        nonlocal refused
+        if refused < 5:
+            refused += 1
+            raise UnavailableError("not now")
+        await real(rows)
+
+    session.note = note  # type: ignore[method-assign]
+    await opened(session)
+    await session.settle_orders()
+    assert (refused, desk.broker.calls) == (5, ["submit"])
+    assert (await orders_in(store)).orders[ENTRY].state == "filled"
+    await session.close()
+
+
+async def test_orders_of_another_account_stop_the_start() -> None:
+    store = await left_behind(stored("open", account="another"), is_open=True)
+    desk = Desk()
+    with pytest.raises(InvalidInputError, match="under way in the account 'another'"):
+        await live(desk, store)
+    assert desk.broker.calls == []
+
+
+async def test_an_exchange_without_a_broker_stores_no_orders() -> None:
+    desk, store = Desk(), await memory_store()
+    desk.bot.registry.remove_exchange("binance")
+    desk.bot.registry.add_exchange(
+        get_candles=desk.market.get_candles, exchange_name="binance", wait_closed=desk.market.wait_closed
+    )
+    assert await live(desk, store) == [OPENED, CLOSED]
+    assert (desk.broker.calls, await store.scan("order")) == ([], {})
+
+
+async def test_a_broker_that_is_none_is_refused_with_its_exchange() -> None:
+    desk = Desk()
+    with pytest.raises(InvalidInputError, match="has not the methods of a Broker"):
+        desk.bot.registry.add_exchange(desk.market, exchange_name="other", broker=object())  # type: ignore[call-overload]
+
+
+# ---------------------------------------------------------------------- after a crash
+
+
+async def test_an_entry_that_was_never_sent_is_cancelled_and_recorded_once_its_time_is_over() -> None:
+    store = await left_behind(stored("open"), is_open=True)
+    desk = Desk({})
+    desk.time.now_ms = minute_ms(3)
+    assert await live(desk, store) == [("cancelled", "order_expired")]
+    assert desk.broker.sent == []
+    assert (await orders_in(store)).orders[ENTRY].state == "expired"
+    await sound(store)
+
+
+async def test_an_entry_that_was_never_sent_and_is_in_time_is_sent_where_ids_are_refused_for_good() -> None:
+    store = await left_behind(stored("open"), is_open=True)
+    desk = Desk({})
+    desk.time.now_ms = minute_ms(1) + 1000
+    assert await live(desk, store) == [CLOSED]
+    assert [request.client_order_id for request in desk.broker.sent] == [ENTRY, EXIT]
+    assert desk.broker.calls[:1] == ["find"], "asked first"
+
+
+async def test_an_exit_that_was_never_sent_is_sent() -> None:
+    store = await left_behind(
+        stored("open", state="filled", filled_quantity=2.0), stored("close"), is_open=False
+    )  # fmt: skip
+    desk = Desk({})
+    desk.broker.book.holdings["BTCUSDT"] = 2.0
+    desk.time.now_ms = minute_ms(60)
+    assert await live(desk, store) == []
+    assert sold(desk) == [("sell", 2.0)]
+    assert desk.broker.held_quantity == 0
+    assert (await orders_in(store)).unsettled() == []
+
+
+@pytest.mark.parametrize("fault", ["", "partial", "part only", "resting", "reject", "lost answer"])
+async def test_an_entry_that_was_sent_by_the_dead_is_found_as_it_is(fault: str) -> None:
+    store = await left_behind(stored("open"), is_open=True)
+    desk = Desk({})
+    desk.time.now_ms = minute_ms(1)
+    desk.broker.faults = [fault]
+    request = OrderRequest(
+        symbol="BTCUSDT", client_order_id=ENTRY, side="buy", quantity=2.0, expires_at_ms=minute_ms(1) + 30_000
+    )
+    try:
+        await desk.broker.submit(request)
+    except Exception:
+        assert fault == "lost answer"
+    desk.time.now_ms = minute_ms(30)
+    desk.broker.sent.clear()
+    events = await live(desk, store)
+    filled = {"": 2.0, "lost answer": 2.0, "partial": 0.8, "part only": 0.8}.get(fault, 0.0)
+    assert events == (
+        [CLOSED] if filled else [("cancelled", "order_cancelled" if fault == "resting" else "order_expired")]
+    )
+    assert sold(desk) == ([("sell", filled)] if filled else [])
+    assert desk.broker.held_quantity == 0
+
+
+async def test_a_stop_that_was_filled_at_the_venue_while_the_bot_was_down_ends_the_exit() -> None:
+    store = await left_behind(stored("open", state="filled", filled_quantity=2.0), stored("close"), is_open=False)
+    desk = Desk({})  # and its account holds nothing
+    desk.time.now_ms = minute_ms(60)
+    assert await live(desk, store) == []
+    book = await orders_in(store)
+    assert book.unsettled() == []
+    assert sum(order.missing_quantity for order in book.orders.values()) == 2.0
+    assert any("holds no more of it" in order.note for order in book.orders.values())
+
+
+async def test_a_run_that_is_aborted_while_it_sends_is_gone_on_with_by_the_next() -> None:
+    desk, store = Desk(hold=True), await memory_store()
+    desk.broker.held = asyncio.Event()
+    cancel = Live.background(
+        "BTCUSDT", strategy_name="my-strategy", exchange_name="binance", store=store, registry=desk.bot.registry,
+        listeners=desk.bot.listeners, sleep=desk.time.sleep, clock=desk.time,
+    )  # fmt: skip
+    await until(lambda: desk.broker.sent)
+    aborting = asyncio.ensure_future(cancel.abort())
+    desk.broker.held.set()
+    await aborting
+    assert len(desk.broker.book.orders) == 1
+    after = desk.again()
+    after.market.ended = True
+    assert (await live(after, store))[-1:] == [CLOSED]
+    assert desk.broker.held_quantity == 0
+    assert len(desk.broker.book.orders) == 2
+
+
+async def test_a_run_that_is_stopped_ends_when_its_exit_is_filled() -> None:
+    desk, store = Desk(hold=True), await memory_store()
+    desk.broker.faults = ["", "lost request", "reject", "part only"]
+    run = desk.run(store)
+    events = []
+    async for event in run:
+        events.append(event.kind)
+        run.stop()
+    assert events == ["opened", "closed"]
+    assert desk.broker.held_quantity == 0
+    assert (await orders_in(store)).unsettled() == []
+
+
+async def test_a_damaged_order_stops_the_context_and_is_kept() -> None:
+    store = await left_behind(stored("open", state="filled", filled_quantity=2.0), is_open=True)
+    key = order_key(CONTEXT, ENTRY)
+    await store.quarantine(key, "it was damaged")
+    desk = Desk({6: proposal(quantity=1)})
+    desk.time.now_ms = minute_ms(3)
+    await live(desk, store)
+    assert "opened" not in [name for name, _ in desk.bot.told]
+    assert desk.broker.sent == []
+
+
+async def test_recovering_twice_gives_what_recovering_once_gives() -> None:
+    outcomes = []
+    for recoveries in (1, 2, 3):
+        store = await left_behind(stored("open"), is_open=True)
+        desk = Desk({})
+        desk.time.now_ms = minute_ms(1) + 100
+        for _ in range(recoveries):
+            session = await desk.session(store)
+            assert isinstance(session.executor, Executor)
+            await session.close()
+        assert await live(desk, store) == [CLOSED]
+        outcomes.append([order.request.client_order_id for order in desk.broker.book.orders])
+    assert outcomes == [[ENTRY, EXIT]] * 3
+
+
+async def test_validities_are_parameters() -> None:
+    desk, store = Desk(), await memory_store()
+    params = Params(entry_validity_seconds=7.0, exit_validity_seconds=3.0, order_grace_seconds=1.0)
+    session = await desk.session(store, params=params)
+    assert session.executor is not None
+    terms = session.executor.terms
+    assert (terms.entry_validity_ms, terms.exit_validity_ms, terms.grace_ms) == (7000, 3000, 1000)
+    await session.close()
