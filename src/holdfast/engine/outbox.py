@@ -194,7 +194,7 @@ class Outbox:
         Crash: Some are written; the rest when they are told.
         """
         for event in self._waiting:
-            if event.kind == "closed":
+            if event.kind == "closed" and event.number not in self.kept:
                 await self._record(event)
 
     async def _record(self, event: Event) -> None:
