@@ -1,7 +1,7 @@
 """A service that speaks S3 as badly as it is told to: ``async with FakeS3("looks-then-makes") as fake: … fake.port …``.
 
-A stand-in, in memory, for what no server that can be had here does on demand. ``looks-then-makes`` behaves as OpenStack
-Swift with its S3 layer does: in turn it refuses a second creator, at once it lets several win.
+A stand-in, in memory, for what no server that can be had here does on demand. ``looks-then-makes`` looks for
+the object and makes it in two steps: in turn it refuses a second creator, at once it lets several win.
 """
 
 from __future__ import annotations

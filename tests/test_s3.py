@@ -104,7 +104,7 @@ async def test_a_scope_that_outgrows_its_object_is_refused_before_anything_chang
     row = b'"' + b"x" * (MAX_ROWS_BYTES // 2 - 100) + b'"'
     await backend.commit("main", {KEY: row}, {}, op=Op("bot", 1))
     before = fake.objects["holdfast/main.json"]
-    with pytest.raises(InvalidInputError, match="name several scopes"):
+    with pytest.raises(UnavailableError, match="nothing was written; name several scopes"):
         await backend.commit("main", {OTHER: row, OTHER._replace(entity_id="X"): row}, {}, op=Op("bot", 2))
     assert fake.objects["holdfast/main.json"] == before
     assert await backend.commit("main", {KEY: b"{}"}, {KEY: 1}, op=Op("bot", 3)) == 2, "what shrinks is taken"

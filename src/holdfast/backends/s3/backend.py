@@ -83,9 +83,8 @@ class S3Backend:
 
         Raises:
             ConflictError: Some ``expect`` does not hold; nothing was changed.
-            InvalidInputError: A key, payload, op or scope cannot be used, or the scope would become larger than one
-                object may be; nothing was changed.
-            UnavailableError: Nothing was written: try again.
+            InvalidInputError: A key, payload, op or scope cannot be used; nothing was changed.
+            UnavailableError: Nothing was written: no connection, or no room in the scope's object.
             UnknownOutcomeError: The answer was lost or late; send the same op again.
             FailedError: Not open, opened read-only, or the object was deleted or put back to an older version.
             CorruptedError: The scope's object is damaged; nothing was changed.
