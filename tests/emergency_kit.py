@@ -150,7 +150,7 @@ class Steps:
 
 def policy_of(path: Path | str, **values: Any) -> TroublePolicy:
     """Return a policy with a small journal and little patience."""
-    return TroublePolicy(**{"emergency": str(path), "emergency_bytes": 64 * 1024, "patience_seconds": 0.1, **values})
+    return TroublePolicy(**{"emergency": str(path), "emergency_bytes": 64 * 1024, "patience_seconds": 5.0, **values})
 
 
 class Place:

@@ -45,7 +45,7 @@ async def settled(process: Process) -> None:
 async def test_a_position_is_closed_while_the_store_is_away_and_stored_once_when_it_is_back(
     tmp_path: Path, how: How, risk: Any
 ) -> None:
-    place = Place(tmp_path)
+    place = Place(tmp_path, patience_seconds=0.1 if how == "silent" else 5.0)
     process = await place.process(risk=risk)
     session = await process.start()
     await stepped(session, candle(0, 43000))
