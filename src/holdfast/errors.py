@@ -93,7 +93,7 @@ class FencedError(HoldfastError):
 
 
 class UndecidedError(HoldfastError):
-    """Missed candles decide about a position, and its strategy wants to be asked. Decide, as the message says; start again."""
+    """Missed candles decide about a position, and its strategy wants to be asked. Decide as the message says."""
 
 
 class UnsafeSettingError(HoldfastError):
