@@ -53,6 +53,13 @@ def _settle(group: list[Waiting]) -> None:
             future.set_exception(told)
 
 
+def copy_of(error: HoldfastError) -> HoldfastError:
+    """Return the same error for another caller, since each gets a traceback of its own."""
+    twin = type(error)(str(error), backend=error.backend)
+    twin.__cause__ = error.__cause__
+    return twin
+
+
 def merged(group: list[Waiting]) -> list[tuple[str, int, Mapping[Key, Record | None]]]:
     """Return each scope that a flushed group wrote, with its last commit number and all its changes as one."""
     numbers: dict[str, int] = {}

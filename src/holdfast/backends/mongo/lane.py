@@ -28,6 +28,7 @@ from ...errors import (
     UnavailableError,
     UnknownOutcomeError,
 )
+from ..waiting import copy_of
 from .document import (
     ABSENT,
     FORMAT,
@@ -244,7 +245,7 @@ class Lane:
         elif self._in_doubt.get(op.writer) == op.n and isinstance(error, UnavailableError):
             error = UnknownOutcomeError(f"{error} (an earlier try may have been)", backend=self._shown)
         if not waiting.future.done():
-            waiting.future.set_exception(error if error.__traceback__ is None else _copy(error))
+            waiting.future.set_exception(error if error.__traceback__ is None else copy_of(error))
 
 
 class _Waiting:
@@ -370,8 +371,3 @@ def _not_sent(error: HoldfastError) -> HoldfastError:
     if isinstance(error, UnknownOutcomeError | UnavailableError) and "nothing was written" not in text:
         return UnavailableError(f"{text}; nothing was written", backend=error.backend)
     return error
-
-
-def _copy(error: HoldfastError) -> HoldfastError:
-    """Return the same error for another caller, since each gets a traceback of its own."""
-    return type(error)(str(error), backend=error.backend)

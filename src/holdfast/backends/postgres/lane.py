@@ -25,6 +25,7 @@ from ...errors import (
     UnknownOutcomeError,
     UnsafeSettingError,
 )
+from ..waiting import copy_of
 from .attestation import Attested
 from .connections import Connection, Connections
 from .statements import Asked, Statements, recordset, take_group
@@ -191,7 +192,7 @@ class Lane:
         elif doubted and isinstance(error, UnavailableError):
             error = UnknownOutcomeError(f"{error} (an earlier try may have been)", backend=self._name)
         if not waiting.future.done():
-            told = error if error.__traceback__ is None else _copy(error)
+            told = error if error.__traceback__ is None else copy_of(error)
             waiting.future.set_exception(told)
 
 
@@ -258,10 +259,3 @@ def _refusal(verdict: str, detail: str | None, scope: str, op: Op, name: str) ->
     return InvalidInputError(
         f"{Key(*key)} lies in the scope {other!r}, so {scope!r} cannot hold it: a key has one scope", backend=name
     )
-
-
-def _copy(error: HoldfastError) -> HoldfastError:
-    """Return the same error for another caller, since each gets a traceback of its own."""
-    twin = type(error)(str(error), backend=error.backend)
-    twin.__cause__ = error.__cause__
-    return twin

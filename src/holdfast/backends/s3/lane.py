@@ -26,6 +26,7 @@ from ...errors import (
     UnavailableError,
     UnknownOutcomeError,
 )
+from ..waiting import copy_of
 from . import document
 from .document import NOTHING, Draft, Snapshot
 from .service import Answer, Kind, Service
@@ -102,7 +103,7 @@ class Lane:
             why = f"{self._shown} did not answer in time; nothing was read and nothing was written"
             raise UnavailableError(why, backend=self._shown) from None
         except HoldfastError as error:
-            raise _copy(error) from None
+            raise copy_of(error) from None
 
     async def _fetch_after(self, earlier: asyncio.Task[Snapshot] | None) -> Snapshot:
         if earlier is not None:
@@ -234,7 +235,7 @@ class Lane:
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         except HoldfastError as error:
             for one in group:
-                self._tell(one, _copy(error))
+                self._tell(one, copy_of(error))
         except Exception as error:  # a defect of ours: nobody may wait for ever
             self._doubtful = True
             for one in group:
@@ -324,11 +325,6 @@ def _judged(draft: Draft, group: list[_Waiting]) -> tuple[list[_Verdict], list[_
         if not repeated:
             granted.append(one)
     return verdicts, granted
-
-
-def _copy(error: HoldfastError) -> HoldfastError:
-    """Return the same error for another caller, since each gets a traceback of its own."""
-    return type(error)(str(error), backend=error.backend)
 
 
 def _retrieved(task: asyncio.Task[Snapshot]) -> None:
