@@ -1,8 +1,9 @@
 """The long hunt, ``make torture``: over every storage kills of the bot and of its server, races, lost power, owners.
 
 ``python tests/long_hunt.py [--resume DIR] [--time-cap SECONDS] [--seed S] [--share F] [PART …]``; a part is
-``kills:NAME``, ``histories:NAME``, ``power:NAME``, ``zombies:NAME`` or ``fleet:NAME``. Each part but a fleet keeps what
-it has done in the directory, so that the hunt goes on where it stopped; ``--share 0.01`` takes a hundredth of all.
+``kills:NAME``, ``histories:NAME``, ``power:NAME``, ``zombies:NAME``, ``fleet:NAME``, ``simulation:seeds`` or
+``simulation:defects``. Each part but a fleet and the last keeps what it has done in the directory, so that the hunt
+goes on where it stopped; ``--share 0.01`` takes a hundredth of all.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -36,6 +38,9 @@ FLEET_SECONDS = 300.0
 _FLEET_SPARE_SECONDS = 120.0
 """For its start, its end and the comparison."""
 _CUTS_AT_ONCE = 10
+SIMULATED = 1_000_000
+_STARTS = 5
+"""How often each planted defect is looked for, from other seeds on."""
 
 
 class Done(NamedTuple):
@@ -66,6 +71,8 @@ class Hunt:
             **{f"power:{name}": self.power for name in lost_power.RIGS},
             **{f"zombies:{name}": self.zombies for name in torture_servers.STORES if name != "file"},
             **{f"fleet:{name}": self.fleet for name in ("redis", "postgres", "sqlite")},
+            "simulation:seeds": self.simulation,
+            "simulation:defects": self.defects,
         }
 
     def run(self, chosen: Sequence[str]) -> list[Done]:
@@ -172,6 +179,31 @@ class Hunt:
             f"{found['trades']} trades as the pure step has them"
         )
         return did, len(found["wrong"]), True
+
+    def simulation(self, name: str, seconds: float) -> tuple[str, int, bool]:
+        """Play histories of the simulation on all cores; another seed of the hunt plays others."""
+        wanted = self._wanted(SIMULATED)
+        command = [sys.executable, "-m", "holdfast.testing.simulation", "--json", "--jobs", str(os.cpu_count() or 1)]
+        command += ["--seeds", str(wanted), "--first", str(self.options.seed * 10_000_000)]
+        command += ["--time-cap", f"{seconds:.0f}", "--resume", str(self._kept(f"simulation:{name}"))]
+        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        try:
+            found: dict[str, Any] = json.loads(ended.stdout)
+        except ValueError:
+            return f"ended with {ended.returncode}", 1, False
+        if not found["ok"]:
+            print(json.dumps({key: found[key] for key in ("failed", "violation", "shrunk")}), file=sys.stderr)
+        did = (
+            f"{found['played']:,} histories, {found['commits']:,} commits, {found['events']:,} events, "
+            f"{found['per_second']:g} a second and core"
+        )
+        return did, len(found["failed"]), found["played"] >= wanted
+
+    def defects(self, name: str, seconds: float) -> tuple[str, int, bool]:
+        """Plant defects in the engine, and count the seeds that it takes the simulation to find each."""
+        script = Path(__file__).with_name("simulation_defects.py")
+        ended = subprocess.run([sys.executable, str(script), "--starts", str(_STARTS)], check=False)
+        return f"planted defects, {_STARTS} times each", int(ended.returncode != 0), True
 
     @staticmethod
     def _owners(script: str, name: str, words: list[str]) -> dict[str, Any] | None:

@@ -81,7 +81,9 @@ class Hunt:
             if self._file.exists():
                 lines = [line for line in self._file.read_bytes().split(b"\n")[:-1] if line]  # the last may be torn
                 known = [msgspec.json.decode(line, type=Chunk) for line in lines]
-                self.chunks = [one for one in known if first <= one.first and one.first + one.count <= first + count]
+                # What failed is played again: the code may have been mended since.
+                inside = [one for one in known if first <= one.first and one.first + one.count <= first + count]
+                self.chunks = list({one.first: one for one in inside if not one.failed}.values())
 
     @property
     def failed(self) -> list[int]:
@@ -104,8 +106,6 @@ class Hunt:
 
         Crash: What was played and written stays; running again goes on.
         """
-        if self.failed:
-            return
         todo = self._todo()
         if self.jobs == 1:
             for first, count in todo:

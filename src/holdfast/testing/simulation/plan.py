@@ -84,7 +84,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 def drawn(seed: int) -> Plan:
     """Return the plan that belongs to a seed."""
     chance = Random(seed)
-    minutes = chance.choice((8, 10, 12, 16, 20, 30, 40))
+    minutes = chance.choice((6, 8, 8, 10, 12, 16, 30))
     shape = chance.random()
     if shape < 0.35:
         contexts, processes = _alone(chance, contexts=1)

@@ -164,7 +164,8 @@ class Life:
         """Stop the process; it goes on later as if nothing had happened."""
         self.world.note(f"{self.name} stops for {seconds:g} s")
         self.loop.pause()
-        self._held_up_until = self.world.scheduler.now_seconds + seconds + _LONGEST_AGE_SECONDS
+        until = self.world.scheduler.now_seconds + seconds + _LONGEST_AGE_SECONDS
+        self._held_up_until = max(self._held_up_until, until)
         self.world.late_seconds = max(self.world.late_seconds, self.world.scheduler.now_seconds + seconds)
         self.world.scheduler.at(self.world.scheduler.now_seconds + seconds, self.loop.resume)
 

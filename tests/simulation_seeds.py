@@ -1,0 +1,31 @@
+"""Seeds and plans that once found something, kept: each must be in order now."""
+
+from __future__ import annotations
+
+from holdfast.testing.simulation import Fault, Plan
+from holdfast.testing.simulation.plan import SimulatedContext, SimulatedProcess
+
+SEEDS: dict[int, str] = {
+    323: "an answer was lost, then the store was away: the session met its own commit and took itself for fenced",
+    517: "a commit behind an unsettled one was told that one's number: an event was told that was never stored",
+}
+"""What each found. A change of how plans are drawn makes another history of a seed; the plans below stay."""
+
+PLANS: dict[str, Plan] = {
+    "an answer is lost, then the store is away": Plan(
+        seed=323, minutes=16,
+        contexts=(SimulatedContext(number=1, risk_name="limit"),),
+        processes=(SimulatedProcess(number=1, contexts=(1,), start_seconds=74.70358253100046, restart_seconds=30.0),),
+        faults=(Fault(kind="outage", process=1, at=339.091, seconds=90.0),),
+        limit=1, lease_seconds=120.0, lag_seconds=0.002,
+    ),
+    "a commit waits behind one whose outcome is unknown": Plan(
+        seed=517, minutes=30,
+        contexts=tuple(SimulatedContext(number=n, interval=i) for n, i in enumerate(("1m", "1m", "3m"))),
+        processes=(
+            SimulatedProcess(number=0, contexts=(0, 1, 2), start_seconds=34.10947910691012, restart_seconds=1.0),
+        ),
+        faults=(Fault(kind="outage", process=0, at=565.825, seconds=400.0),),
+        limit=1, lease_seconds=480.0, lag_seconds=0.002,
+    ),
+}  # fmt: skip
