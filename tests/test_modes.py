@@ -13,10 +13,12 @@ import pytest
 from fakes import Bot, FakeMarket, candle, flat, memory_store, minute_ms, proposal, session_of, sound, stepped
 
 from holdfast.backends.memory import MemoryBackend
+from holdfast.cli.screen import Board
 from holdfast.contract import KeyPrefix, Survives
 from holdfast.domains import context_key
 from holdfast.engine.health import Health, health_of
 from holdfast.engine.listeners import ModeChange, Trouble
+from holdfast.engine.live import Live
 from holdfast.engine.modes import Facts, Mode, TroublePolicy, is_full, judge
 from holdfast.engine.session import Session
 from holdfast.errors import InvalidInputError, UnavailableError
@@ -274,3 +276,30 @@ async def test_somebody_is_told_of_quarantine_and_of_a_takeover() -> None:
     assert [trouble.kind for trouble in heard] == ["fenced", "quarantine"]
     assert "a test says so" in heard[-1].why
     await store.close()
+
+
+async def test_what_is_at_risk_is_shown_with_the_mode_and_the_age_of_the_last_commit(
+    faulty: tuple[Store, FaultyBackend],
+) -> None:
+    store, backend = faulty
+    mine = Bot(FakeMarket({"BTCUSDT": flat(43000, -10, 5)}, hold=True), {1: proposal(quantity=2)})
+    events = mine.run(store)
+    opened = await anext(events)
+    (line,) = [one for one in Live.status() if one.context == mine.context]
+    assert (line.mode, line.why, line.unsaved) == ("NORMAL", "", 0)
+    assert (line.signal_id, line.position, line.quantity, line.price) == (opened.signal.id, "long", 2, 43000)
+    assert line.notional == 86000
+    assert line.commit_age_seconds is not None and 0 <= line.commit_age_seconds < 30
+    session = events._entry.driver.session
+    assert session is not None
+    fail_from_now(backend, 2)
+    for _ in range(2):
+        with pytest.raises(UnavailableError):
+            await session.note({context_key("partial", mine.context): None})
+    board = Board([mine.context], "a run")
+    board.at_risk = lambda: [one for one in Live.status() if one.context == mine.context]
+    assert "86000" in board.footer()
+    assert "NO_ENTRIES: 2 commits in a row were refused" in board.footer()
+    backend.faults = []
+    await events.aclose()
+    assert [one for one in Live.status() if one.context == mine.context] == []

@@ -16,6 +16,7 @@ from ..documents.default import close_stores, location
 from ..domains import context_key
 from ..engine.listeners import Failure, Tick, default_listeners
 from ..engine.live import Live
+from ..engine.modes import TroublePolicy
 from ..engine.registry import default_registry
 from ..errors import HoldfastError, InvalidInputError
 from ..market.process import MarketProcess
@@ -29,7 +30,7 @@ from .loading import load_bot
 from .opening import add_route_option, reading, routes_of
 from .owning import add_conflict_option, add_lease_option, when_free
 from .plan import DEFAULT_SPEED, Plan, make_plan
-from .screen import Board, Line, LiveScreen, PlainScreen, describe
+from .screen import Board, Line, LiveScreen, PlainScreen, describe, describe_mode, describe_trouble
 from .tables import fancy, moment
 
 _REDRAW_SECONDS = 0.25
@@ -58,6 +59,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--speed", metavar="N|wait", help=f"N times real time, or wait for the bot (default: {DEFAULT_SPEED})"
+    )
+    parser.add_argument(
+        "--emergency", metavar="FILE", help="keep exits here while the store cannot be written (set aside at the start)"
     )
     parser.add_argument("--minutes", type=int, metavar="N", help="end after so many minutes of the market")
     parser.add_argument(
@@ -177,12 +181,17 @@ class _Run:
             default_listeners.listen("signal_live", told),
             default_listeners.listen("error", failed),
             default_listeners.listen("validation", failed),
+            default_listeners.listen("mode", lambda change: screen.fail(describe_mode(change))),
+            default_listeners.listen("trouble", lambda trouble: screen.fail(describe_trouble(trouble))),
         ]
+        on_trouble = TroublePolicy(emergency=self._options.emergency)
+        board.at_risk = Live.status
         # All are set up before the first one runs: contexts that share a risk profile take turns by name.
         runs = [
             (context, Live.run(context.symbol, strategy_name=context.strategy_name,
                                exchange_name=context.exchange_name, store=store,
-                               on_conflict=self._options.on_conflict, lease_seconds=self._options.lease))
+                               on_conflict=self._options.on_conflict, lease_seconds=self._options.lease,
+                               on_trouble=on_trouble))
             for context in self._plan.contexts
         ]  # fmt: skip
         tasks = [asyncio.create_task(self._one(board.lines[context], events)) for context, events in runs]

@@ -14,7 +14,8 @@ import msgspec
 
 from ..contract import Key
 from ..domains import to_mapping
-from ..engine.listeners import Failure, Tick
+from ..engine.listeners import Failure, ModeChange, Tick, Trouble
+from ..engine.live import AtRisk
 from ..names import Context
 from ..rows import Event, Row, Signal
 from .loading import own_place
@@ -101,6 +102,8 @@ class Board:
         self.failures: deque[str] = deque(maxlen=3)
         self._now = now
         self._committed_at: float | None = None
+        self.at_risk: Callable[[], Sequence[AtRisk]] = tuple
+        """What the runs have at stake now."""
 
     def take(self, news: Event | Tick) -> None:
         """Learn from an event or a tick."""
@@ -136,8 +139,21 @@ class Board:
         done = self.summary()
         return (
             f"{done['open']} open, {done['closed']} closed, PnL {percent(done['pnlPercent'])}; "
-            f"{self.commits} commits" + ("" if age is None else f", the last one {age:.1f} s ago")
+            f"{self.commits} commits" + ("" if age is None else f", the last one {age:.1f} s ago") + self._at_stake()
         )
+
+    def _at_stake(self) -> str:
+        """Return what is at risk where quantities are known, and what a store in trouble leaves to do."""
+        runs = self.at_risk()
+        said = ""
+        notional = [one.notional for one in runs if one.signal_id is not None and one.notional is not None]
+        if notional:
+            said = f"; {number(sum(notional))} at risk"
+        if troubled := [one for one in runs if one.why]:
+            said += f"; {troubled[0].mode}: {troubled[0].why}"
+        if unsaved := sum(one.unsaved for one in runs):
+            said += f"; {unsaved} in the emergency journal"
+        return said
 
 
 def draw(board: Board) -> Group:
@@ -272,6 +288,16 @@ class LiveScreen:
 
 def _times(again: int) -> str:
     return f" ({again} more time{'s' if again != 1 else ''})" if again else ""
+
+
+def describe_mode(change: ModeChange) -> str:
+    """Return one line for what may still be done."""
+    return f"{change.after}: {change.why}" if change.why else f"{change.after}: the store answers again"
+
+
+def describe_trouble(trouble: Trouble) -> str:
+    """Return one line for what somebody should look at."""
+    return f"{trouble.kind}, {trouble.context}: {trouble.why}" if trouble.context else f"{trouble.kind}: {trouble.why}"
 
 
 def describe(failure: Failure) -> str:

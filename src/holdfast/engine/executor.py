@@ -32,6 +32,7 @@ from ..names import Context
 from ..rows import CancelReason, Order, Row
 from ..rules.params import Params
 from ..rules.signals import State, Transition
+from .account import AccountRecord
 from .answers import answered, missing
 from .broker import Broker
 from .lanes import Sleep
@@ -94,7 +95,7 @@ class Executor:
             entry_validity_ms=round(1000 * params.entry_validity_seconds), grace_ms=round(1000 * grace_seconds),
             poll_ms=max(20, min(1000, exit_ms // 10)),
         )  # fmt: skip
-        self._venue = Venue(broker, self.terms)
+        self._broker, self._venue = broker, Venue(broker, self.terms)
         self._format_quantity, self._listeners = format_quantity, listeners
         self._sign, self._clock, self._sleep = sign, clock, sleep
         self._session: Session | None = None
@@ -119,12 +120,17 @@ class Executor:
 
         Raises:
             InvalidInputError: Orders of another account are under way: start with that account's key.
+            HeldError: Another scope of the store trades the account.
             UnavailableError: The store cannot be read now; call again.
 
         Crash: As before: every order that was sent is in the store.
         """
         await self.close()
         self._forget()
+        await AccountRecord(
+            session.store, self._broker, session.context.exchange_name, holder=session.holder, now_ms=self._clock(),
+            sleep=self._sleep,
+        ).check()  # fmt: skip
         rows = await session.store.scan("order", context_key("session", session.context).entity_name)
         self.book = Book(cast("Order", loaded.row) for loaded in rows.values())
         for order in self.book.orders.values():
@@ -272,7 +278,9 @@ class Executor:
 
     async def _send(self, step: Send) -> None:
         order = step.order
-        if self._sign is not None and not self._sign.is_held:
+        assert self._session is not None
+        needs_lease = order.action not in EXITS or not self._session.exits_without_lease
+        if self._sign is not None and not self._sign.is_held and needs_lease:
             await self._rest(self.terms.poll_ms / 1000)  # others may own it already: that shows with the next commit
             return
         if not step.again:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -21,7 +22,7 @@ from .listeners import Done, Failure, Listeners, default_listeners
 from .modes import TroublePolicy
 from .ownership import ON_CONFLICT, OnConflict
 from .registry import Registry, default_registry
-from .session import wall_clock_ms
+from .session import Session, wall_clock_ms
 from .turns import Turns
 from .worker import LEASE_SECONDS
 
@@ -39,6 +40,29 @@ class LiveStatus(msgspec.Struct, frozen=True, kw_only=True):
     exchange_name: str
     status: Status
     """Under way; ended; failed."""
+
+
+class AtRisk(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of ``Live.status()``: what a run has at stake, and how its store is doing."""
+
+    context: Context
+    mode: str
+    """Name of a :class:`~holdfast.engine.modes.Mode`: what may still be done."""
+    why: str
+    """Why it is not ``NORMAL``; empty when it is."""
+    commit_age_seconds: float | None
+    """How long ago the last commit of the store succeeded; None before the first."""
+    unsaved: int
+    """Decisions that are in the emergency journal and not in the store yet."""
+    signal_id: str | None = None
+    """The open position; None when there is none."""
+    position: str | None = None
+    quantity: float | None = None
+    """In units of the base currency, where a broker or the strategy names it."""
+    price: float | None = None
+    """The newest one seen."""
+    notional: float | None = None
+    """Quantity times price, in quote currency."""
 
 
 class _Entry:
@@ -118,6 +142,24 @@ async def _watched(entry: _Entry, listeners: Listeners) -> AsyncGenerator[Event,
         raise
     entry.status = "fulfilled"
     await listeners.emit("done_live", Done(context=context, mode="live"))
+
+
+def _at_risk(session: Session) -> AtRisk:
+    health, signal = session.health, session.state.signal
+    quantity = None
+    if signal is not None:
+        extra = signal.extra if isinstance(signal.extra, dict) else {}
+        named = extra.get("quantity")
+        quantity = float(named) if isinstance(named, int | float) and not isinstance(named, bool) else None
+        if session.executor is not None:
+            quantity = session.executor.book.position(signal.id)
+    price = session.window.price() if session.window.candles else None
+    return AtRisk(
+        context=session.context, mode=health.mode.name, why=health.why, commit_age_seconds=health.commit_age_seconds,
+        unsaved=session.unsaved, signal_id=None if signal is None else signal.id,
+        position=None if signal is None else signal.position, quantity=quantity, price=price,
+        notional=None if quantity is None or price is None else quantity * price,
+    )  # fmt: skip
 
 
 class Cancel:
@@ -270,6 +312,15 @@ class Live:
             )
             for context, entry in cls._entries.items()
         ]  # fmt: skip
+
+    @classmethod
+    def status(cls) -> builtins.list[AtRisk]:
+        """Return what each run under way has at stake, and how old the last durable commit of its store is.
+
+        Call it where the runs run: in their event loop.
+        """
+        sessions = (entry.driver.session for entry in cls._entries.values() if entry.status == "pending")
+        return [_at_risk(session) for session in sessions if session is not None]
 
     @classmethod
     def clear(cls) -> None:

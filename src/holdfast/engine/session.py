@@ -345,6 +345,11 @@ class Session:
         return self._sign is None or self._sign.is_held
 
     @property
+    def exits_without_lease(self) -> bool:
+        """Whether its user wants exits to go on without it."""
+        return self.health.policy.exit_without_lease
+
+    @property
     def unsaved(self) -> int:
         """How many decisions are in the emergency journal and not in the store yet."""
         return len(self._lifeline.kept)
