@@ -142,6 +142,13 @@ ENCRYPTED: list[tuple[str, str, str, str, str]] = [
         f"{_WITNESS} share_a_witness",
     ),
     (
+        "witness: what is noted while it is cut to its bound is forgotten",
+        "witness.py",
+        "                self._rows = {**kept, **noted}\n",
+        "                self._rows = kept\n",
+        f"{_WITNESS} noted_while",
+    ),
+    (
         "witness: renamed before it is synced",
         "witness.py",
         "        os.fsync(fd)  #",
