@@ -12,7 +12,9 @@ from typing import NamedTuple
 from mutants_encrypted import ENCRYPTED
 from mutants_histories import HISTORIES
 from mutants_kills import KILLS
+from mutants_modes import MODES
 from mutants_mongo import MONGO
+from mutants_orders import ORDERS
 from mutants_owners import OWNERS
 from mutants_plan import PLAN
 from mutants_redis import REDIS
@@ -191,19 +193,19 @@ ENGINE = [
     Mutant(
         "memory is changed before the commit",
         "session.py",
-        "        await self._send(rows, expect | vacancies(self.context, before, after, self._ignored_version))\n"
+        "        if not await self._send(rows | orders, expect, exits=exits):\n            self._tell_kept(transition)\n"
         "        self.state, self._held = after, held\n",
         "        self.state, self._held = after, held\n"
-        "        await self._send(rows, expect | vacancies(self.context, before, after, self._ignored_version))\n",
+        "        if not await self._send(rows | orders, expect, exits=exits):\n            self._tell_kept(transition)\n",
         _ENGINE,
     ),
     Mutant(
         "events are told before the commit",
         "session.py",
-        "        await self._send(rows, expect | vacancies(self.context, before, after, self._ignored_version))\n"
+        "        if not await self._send(rows | orders, expect, exits=exits):\n            self._tell_kept(transition)\n"
         "        self.state, self._held = after, held\n        self.outbox.add(transition.events)\n",
         "        self.outbox.add(transition.events)\n        await self.outbox.tell_next()\n"
-        "        await self._send(rows, expect | vacancies(self.context, before, after, self._ignored_version))\n"
+        "        if not await self._send(rows | orders, expect, exits=exits):\n            self._tell_kept(transition)\n"
         "        self.state, self._held = after, held\n",
         _ENGINE,
     ),
@@ -227,22 +229,23 @@ ENGINE = [
     Mutant(
         "a closed trade is not written to the ledger",
         "outbox.py",
-        '        if event.kind == "closed":\n            await self._record(event)\n',
+        '        if event.kind == "closed" and event.number not in self.kept:\n            await self._record(event)\n',
         "",
         _ENGINE,
     ),
     Mutant(
         "rows of delivered events are forgotten when their deletion failed",
         "session.py",
-        "                self.outbox.put_back(delivered)\n",
-        "",
+        "            except BaseException as error:\n                self.outbox.put_back(delivered)\n",
+        "            except BaseException as error:\n",
         _ENGINE,
     ),
     Mutant(
         "a failed write of an exit is not tried again",
         "session.py",
+        "            return await self._settle_once(outcome, candle, reply)\n        except UnavailableError as error:\n"
         "            self._behind.append(candle)\n",
-        "",
+        "            return await self._settle_once(outcome, candle, reply)\n        except UnavailableError as error:\n",
         _ENGINE,
     ),
     Mutant(
@@ -296,7 +299,29 @@ ENGINE = [
     ),
 ]
 
-MUTANTS = STORAGE + ENGINE + [Mutant(*planted) for planted in (*REDIS, *SQL, *S3, *MONGO, *WRAPPERS, *ENCRYPTED, *HISTORIES, *KILLS, *REPLICATED, *PLAN, *OWNERS, *SIZING)]
+MUTANTS = (
+    STORAGE
+    + ENGINE
+    + [
+        Mutant(*planted)
+        for planted in (
+            *REDIS,
+            *SQL,
+            *S3,
+            *MONGO,
+            *WRAPPERS,
+            *ENCRYPTED,
+            *HISTORIES,
+            *KILLS,
+            *REPLICATED,
+            *PLAN,
+            *OWNERS,
+            *SIZING,
+            *ORDERS,
+            *MODES,
+        )
+    ]
+)
 HANDFUL = (
     "no fdatasync of a commit",
     "the versions are not compared",

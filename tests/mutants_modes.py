@@ -1,0 +1,124 @@
+"""One-line defects of modes and of the emergency journal: (name, file, text, its replacement, pytest arguments)."""
+
+from __future__ import annotations
+
+# ruff: noqa: E501
+
+_MODES = "tests/test_modes.py"
+_JOURNAL = "tests/test_emergency.py"
+_STORES = "tests/test_emergency_stores.py -k"
+
+MODES: list[tuple[str, str, str, str, str]] = [
+    (
+        "modes: a full disk is a refusal like any other",
+        "modes.py",
+        "    if facts.is_full:\n        return Mode.CLOSE_ONLY",
+        "    if facts.is_full and False:\n        return Mode.CLOSE_ONLY",
+        _MODES,
+    ),
+    (
+        "modes: one quick commit ends the trouble",
+        "modes.py",
+        "facts.quick_commits < policy.calm_commits:",
+        "facts.quick_commits < 1:",
+        _MODES,
+    ),
+    (
+        "modes: entries go on whatever the mode",
+        "session.py",
+        "or self.health.mode is not Mode.NORMAL:",
+        "or False:",
+        f"{_MODES} {_JOURNAL}",
+    ),
+    (
+        "modes: a change is noticed only by who asks anyway",
+        "session.py",
+        '        """Ask again, with the next candle, whether anything may begin."""\n        self._plain = False',
+        '        """Ask again, with the next candle, whether anything may begin."""\n        pass',
+        f"{_MODES} -k idle_or_one_contexts",
+    ),
+    (
+        "modes: nobody watches a commit that hangs",
+        "health.py",
+        "            self._timer = loop.call_later(self.policy.slow_seconds, self._look)\n        return",
+        "            pass\n        return",
+        f"{_MODES} -k hangs",
+    ),
+    (
+        "emergency: a record counts before it is durable",
+        "blocks.py",
+        "            self._space.write(self._at, data)\n            self._space.sync()",
+        "            self._space.write(self._at, data)",
+        _JOURNAL,
+    ),
+    (
+        "emergency: the checksum of a record is not looked at",
+        "blocks.py",
+        "return Entry(number, text) if good else None",
+        "return Entry(number, text)",
+        _JOURNAL,
+    ),
+    (
+        "emergency: space is only set aside by its length",
+        "blocks.py",
+        "        for at in range(len(found), size_bytes, len(zeros)):\n            self._space.write(at, zeros[: size_bytes - at])",
+        '        self._space.write(size_bytes - 1, b"\\0")\n        del zeros',
+        f"{_JOURNAL} -k blocks",
+    ),
+    (
+        "emergency: what was merged is merged again",
+        "emergency.py",
+        "        if one.after == stored:\n            return kept[done:]",
+        "        if one.after == stored:\n            return kept",
+        _JOURNAL,
+    ),
+    (
+        "emergency: recovery leaves what was kept where it is",
+        "session.py",
+        "if self._lifeline.is_ahead and await self._merge_kept(self._tenure):",
+        "if False and await self._merge_kept(self._tenure):",
+        _JOURNAL,
+    ),
+    (
+        "emergency: what another owner has gone on from is merged all the same",
+        "emergency.py",
+        "            return kept[done:]  # rows that followed without moving the session row are written again: the same ones\n    return None",
+        "            return kept[done:]\n    return kept",
+        f"{_JOURNAL} -k another_owner",
+    ),
+    (
+        "emergency: an entry may be kept",
+        "session.py",
+        "exits = before.signal is not None and not begins(before, after)",
+        "exits = True",
+        f"{_JOURNAL} -k entry",
+    ),
+    (
+        "emergency: exits outlive the lease",
+        "lifeline.py",
+        "return self._health.emergency.has_room and (self._health.policy.exit_without_lease or self._has_lease())",
+        "return self._health.emergency.has_room",
+        f"{_STORES} lease",
+    ),
+    (
+        "emergency: an exit waits for a store that never answers",
+        "lifeline.py",
+        "await (self._in_time(sending, hangs=True) if bounded else sending)",
+        "await sending",
+        f"{_JOURNAL} -k 'silent'",
+    ),
+    (
+        "emergency: the events of a merge are told again",
+        "session.py",
+        "        self.outbox.kept.update(event.number for event in transition.events)",
+        "        pass",
+        _JOURNAL,
+    ),
+    (
+        "emergency: a merge does not rewrite the guard rows",
+        "lifeline.py",
+        "changes[key] = Guard(changes=old + 1)",
+        "del old",
+        f"{_JOURNAL} -k guard",
+    ),
+]
