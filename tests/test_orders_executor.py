@@ -11,14 +11,16 @@ import pytest
 from fakes import candle, flat, memory_store, minute_ms, proposal, put, signal_row, sound, stepped, until
 from order_kit import CONTEXT, Desk, features, orders_in
 
-from holdfast.contract import Key
+from holdfast.backends.memory import MemoryBackend
+from holdfast.contract import Key, KeyPrefix, Survives
 from holdfast.domains import context_key, order_key
+from holdfast.engine.account import AccountRecord
 from holdfast.engine.broker import OrderRequest
 from holdfast.engine.executor import Executor
 from holdfast.engine.live import Live
 from holdfast.engine.orders import client_order_id, is_ended
 from holdfast.engine.session import Session
-from holdfast.errors import FencedError, InvalidInputError, OrderError, UnavailableError
+from holdfast.errors import FencedError, HeldError, InvalidInputError, OrderError, UnavailableError
 from holdfast.rows import Order, Row, SessionRow
 from holdfast.rules.params import Params
 from holdfast.store import Store
@@ -281,6 +283,22 @@ async def test_after_a_refused_commit_nothing_more_is_sent() -> None:
     await second.close()
 
 
+async def test_a_candle_waits_until_it_is_known_what_became_of_the_entry() -> None:
+    desk, store = Desk(), await memory_store()
+    session = await desk.session(store)
+    desk.broker.held = asyncio.Event()
+    await opened(session)
+    hit = asyncio.ensure_future(stepped(session, candle(1, 43000, high=44100)))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert session.state.signal is not None
+    desk.broker.held.set()
+    assert [event.kind for event in await hit] == ["opened", "closed"]
+    await session.orders_quiet()
+    assert sold(desk) == [("buy", 2.0), ("sell", 2.0)]
+    await session.close()
+
+
 class _Sign:
     """A sign of life whose lease is over."""
 
@@ -328,6 +346,38 @@ async def test_orders_of_another_account_stop_the_start() -> None:
     with pytest.raises(InvalidInputError, match="under way in the account 'another'"):
         await live(desk, store)
     assert desk.broker.calls == []
+
+
+async def test_an_account_belongs_to_one_scope_of_a_store() -> None:
+    desk, backend = Desk(), MemoryBackend()
+    mine, other = (Store(backend, scope=scope, require=Survives.NOTHING) for scope in ("main", "other"))
+    await mine.open()
+    assert await live(desk, mine) == [OPENED, CLOSED]
+    await mine.close()
+    await other.open()
+    with pytest.raises(HeldError, match="is traded by the scope 'main' of this store, not by 'other'"):
+        await live(desk.again(), other)
+    assert [key.domain for key in await other.keys(KeyPrefix("account"))] == ["account"]
+    await AccountRecord(other, desk.broker, "binance", holder="h", now_ms=0, sleep=desk.time.sleep).release()
+    assert await live(desk.again(), other) != []
+
+
+async def test_one_at_a_time_acts_on_a_whole_account() -> None:
+    desk, store = Desk(), await memory_store()
+    first, second = (
+        AccountRecord(store, desk.broker, "binance", holder=name, now_ms=0, sleep=desk.time.sleep)
+        for name in ("first", "second")
+    )
+    with pytest.raises(FencedError):
+        await first.still()
+    await first.act()
+    await first.still()
+    await second.act()
+    await second.still()
+    with pytest.raises(FencedError, match="acts on the whole of it now"):
+        await first.still()
+    row = await second.check()
+    assert (row.holder, row.epoch, row.fingerprint) == ("second", 2, "acc")
 
 
 async def test_an_exchange_without_a_broker_stores_no_orders() -> None:

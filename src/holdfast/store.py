@@ -89,7 +89,11 @@ class Store:
         self.home = Place(backend, scope)
         elsewhere = dict(routes or {})
         self.ledger = Place(elsewhere.pop("ledger", backend), f"{scope}.ledger")
-        self.aside = {"ledger": self.ledger, "worker": Place(backend, f"{scope}.beats")}
+        self.aside = {
+            "ledger": self.ledger,
+            "worker": Place(backend, f"{scope}.beats"),
+            "account": Place(backend, "holdfast.accounts"),  # of all scopes: one account belongs to one of them
+        }
         """Domains of the home backend that lie in a scope of their own: what is written there delays no trade."""
         self.routes: dict[str, Place] = {domain: Place(other, scope) for domain, other in elsewhere.items()}
         """Where each domain that does not lie at home lies."""

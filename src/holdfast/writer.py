@@ -19,7 +19,7 @@ from .spans import Place, Span
 if TYPE_CHECKING:
     from .store import Store
 
-_ASIDE = frozenset(("ledger", "quarantine", "worker"))
+_ASIDE = frozenset(("ledger", "quarantine", "worker", "account"))
 """Domains whose rows may lie outside the home scope."""
 
 

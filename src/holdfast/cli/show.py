@@ -12,6 +12,7 @@ from ..errors import InvalidInputError
 from ..names import Context, unquote
 from ..rows import (
     Event,
+    Order,
     Outage,
     Owner,
     PartialLevels,
@@ -29,7 +30,19 @@ from .exits import OK
 from .opening import add_route_option, reading
 from .tables import moment, number, percent, print_json, print_table
 
-_DOMAINS = ("session", "signal", "schedule", "partial", "risk", "outbox", "ledger", "outage", "owner", "quarantine")
+_DOMAINS = (
+    "session",
+    "signal",
+    "schedule",
+    "partial",
+    "risk",
+    "order",
+    "outbox",
+    "ledger",
+    "outage",
+    "owner",
+    "quarantine",
+)
 
 
 class Picture:
@@ -85,6 +98,7 @@ def as_json(picture: Picture, trades: int) -> dict[str, Any]:
                 "open": to_mapping(signal) if signal else None,
                 "scheduled": to_mapping(scheduled) if scheduled else None,
                 "levels": _levels(picture.row("partial", context)),
+                "orders": [to_mapping(row) for row in _orders(picture, context)],
                 "undelivered": len(picture.of_context("outbox", context)),
                 "outages": [to_mapping(row) for row in picture.of_context("outage", context)],
                 "owner": to_mapping(owner) if owner else None,
@@ -108,6 +122,10 @@ def as_json(picture: Picture, trades: int) -> dict[str, Any]:
         ],
         "damaged": [{"key": str(key), "reason": reason} for key, reason in sorted(picture.damaged.items())],
     }
+
+
+def _orders(picture: Picture, context: Context) -> list[Order]:
+    return sorted(picture.of_context("order", context), key=lambda row: (row.intended_at_ms, row.n))
 
 
 def _newest(picture: Picture, count: int) -> list[Trade]:
@@ -146,6 +164,7 @@ def _print(picture: Picture, trades: int, plain: bool) -> None:
         if isinstance(row, RiskPosition)
     ]
     print_table("Risk slots", ("profile", "context", "signal", "since"), risk, plain=plain)
+    _print_orders(picture, plain)
     waiting = [[event.id, event.kind, moment(event.at_ms), number(event.price)] for event in picture.all(Event)]
     print_table("Undelivered events", ("event", "kind", "at", "price"), waiting, plain=plain)
     closed = [
@@ -174,6 +193,27 @@ def _print(picture: Picture, trades: int, plain: bool) -> None:
     kept = [[str(key), row.reason] for key, row in picture.rows.items() if isinstance(row, Quarantined)]
     kept += [[str(key), reason] for key, reason in sorted(picture.damaged.items())]
     print_table("Quarantine", ("key", "why"), kept, plain=plain)
+
+
+def _print_orders(picture: Picture, plain: bool) -> None:
+    orders = [
+        [
+            str(context),
+            f"{row.action} {row.n}",
+            row.side,
+            number(row.quantity),
+            row.state,
+            number(row.filled_quantity),
+            number(row.average_price),
+            row.client_order_id,
+            row.note,
+        ]
+        for context in picture.contexts
+        for row in _orders(picture, context)
+    ]
+    if orders:
+        columns = ("context", "order", "side", "quantity", "state", "filled", "at", "client order id", "note")
+        print_table("Orders", columns, orders, plain=plain)
 
 
 def _position(signal: Signal | None) -> str:

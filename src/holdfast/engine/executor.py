@@ -128,8 +128,8 @@ class Executor:
         await self.close()
         self._forget()
         await AccountRecord(
-            session.store, self._broker, session.context.exchange_name, holder=session.holder, now_ms=self._clock(),
-            sleep=self._sleep,
+            session.store, self._broker, session.context.exchange_name, now_ms=self._clock(), sleep=self._sleep,
+            holder="" if session.owner is None else session.owner.holder,
         ).check()  # fmt: skip
         rows = await session.store.scan("order", context_key("session", session.context).entity_name)
         self.book = Book(cast("Order", loaded.row) for loaded in rows.values())
