@@ -183,7 +183,7 @@ def main() -> int:
     """Plant them all; 1 if one was not found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--starts", type=int, default=3, help="how often each is looked for, from another seed on")
-    parser.add_argument("--most", type=int, default=2000, help="after so many seeds it counts as not found")
+    parser.add_argument("--most", type=int, default=20_000, help="after so many seeds it counts as not found")
     parser.add_argument("names", nargs="*", metavar="NAME", help="only those whose name has this in it")
     options = parser.parse_args()
     missed = 0
