@@ -36,6 +36,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "copy",
         "urls",
     ),
+    "orders": ("orders", "sizing", "ccxt", "broker"),
     "market": ("market",),
     "command line": ("cli", "doctor"),
     "mutants": ("mutants",),
