@@ -18,12 +18,12 @@ setup: .venv/ready  ## make .venv with everything the repo needs (quick the seco
 run: .venv/ready  ## the main job: a live paper run, killed again and again, and at every step, ends as if never killed (CANDLES=FILE, KILLS=60, SEED=7)
 	@$(HOLDFAST) torture examples/bot.py --kills $(KILLS) --steps --seed $(SEED) $(if $(CANDLES),--market $(CANDLES))
 
-servers: .venv/ready  ## get the servers that the tests start on loopback (Valkey, Redis, PostgreSQL)
+servers: .venv/ready  ## get what the tests start on loopback (Valkey, Redis, PostgreSQL, SecantusDB, Ceph, moto, …)
 	@$(PY) scripts/servers.py install
 	@cd tests && ../$(PY) -m servers.losing_disk
 
 test: servers  ## set everything up and run all tests (under 10 minutes)
-	@$(PY) -m pytest -n 2 --dist worksteal --durations=8
+	@$(PY) -m pytest -n 4 --dist worksteal --durations=8
 
 check: .venv/ready  ## ruff and mypy, strict
 	@$(PY) -m ruff check src tests bench scripts examples

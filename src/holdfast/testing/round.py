@@ -266,12 +266,16 @@ class OneRound:
             self.found.broken.append(f"{when}: {type(error).__name__}: {error}")
 
     def _compare(self) -> None:
-        """Compare with the run that was never killed; where the market did not wait, with the pure step."""
+        """Compare with the run that was never killed; where candles were closed to entries, with the pure step.
+
+        They are where the market did not wait, and where the store was away for so long that the engine entered
+        nothing (:mod:`holdfast.engine.modes`); both are on record as outages.
+        """
         killed = asyncio.run(payloads(self.stores["killed"].backend()))
-        if self.plan.waits:
+        outages = asyncio.run(recorded_outages(self.stores["killed"].backend()))
+        if self.plan.waits and outages == asyncio.run(recorded_outages(self.stores["whole"].backend())):
             whole = asyncio.run(payloads(self.stores["whole"].backend()))
         else:
-            outages = asyncio.run(recorded_outages(self.stores["killed"].backend()))
             whole = asyncio.run(self._expected(outages))
             killed = {key: payload for key, payload in killed.items() if key.domain in PREDICTED}
         found = self.found
