@@ -83,8 +83,7 @@ async def test_processes_race_over_three_kinds_of_copies_and_one_is_killed(
 ) -> None:
     name = own_name(tmp_path)
     store = (
-        f"{shared('valkey').url}/0?prefix={name} "
-        f"sqlite:{tmp_path / 'copy.db'} {shared('postgres').url}?schema={name}"
+        f"{shared('valkey').url}/0?prefix={name} sqlite:{tmp_path / 'copy.db'} {shared('postgres').url}?schema={name}"
     )
     ledgers = [tmp_path / f"ledger-{at}" for at in range(3)]
     for at, ledger in enumerate(ledgers):

@@ -104,9 +104,7 @@ class Looked(NamedTuple):
     outage_to_ms: int
 
 
-async def look(
-    store: Store, context: Context, risk_names: tuple[str, ...], *, now_ms: int, lifetime_ms: int
-) -> Looked:
+async def look(store: Store, context: Context, risk_names: tuple[str, ...], *, now_ms: int, lifetime_ms: int) -> Looked:
     """Load and check one context as recovery does, and work out what reconciling would write; owns and writes nothing.
 
     On a store that was opened for writing, a row that contradicts its key is moved to quarantine.

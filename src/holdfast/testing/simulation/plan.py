@@ -14,7 +14,8 @@ Kind = Literal[
     "refused", "lost", "unanswered", "late", "slow", "slow_answer", "crash_before", "crash_sent", "crash_after",
     "pause_sent", "pause_after",
     # at a time
-    "crash", "pause", "leave", "clock", "outage", "candles_late", "candles_refused", "strategy_raises", "gap",
+    "crash", "pause", "leave", "clock", "outage", "silence", "candles_late", "candles_refused",
+    "strategy_raises", "gap",
 ]  # fmt: skip
 
 AT_A_COMMIT: tuple[Kind, ...] = (
@@ -23,8 +24,8 @@ AT_A_COMMIT: tuple[Kind, ...] = (
 )  # fmt: skip
 AT_A_READ: tuple[Kind, ...] = ("refused", "slow", "slow_answer", "crash_before", "pause_sent", "pause_after")
 AT_A_TIME: tuple[Kind, ...] = (
-    "crash", "crash", "pause", "pause", "leave", "clock", "outage", "outage", "candles_late", "candles_refused",
-    "strategy_raises", "gap",
+    "crash", "crash", "pause", "pause", "leave", "clock", "outage", "outage", "silence", "candles_late",
+    "candles_refused", "strategy_raises", "gap",
 )  # fmt: skip
 
 
