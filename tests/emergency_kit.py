@@ -220,7 +220,7 @@ class Process:
 async def stored(store: Store) -> dict[str, Row]:
     """Return what a run leaves, without owner rows, outages and what tells when it was done."""
     found: dict[str, Row] = {}
-    for domain in ("signal", "schedule", "partial", "session", "outbox", "ledger", "risk", "order"):
+    for domain in ("signal", "schedule", "partial", "session", "outbox", "ledger", "risk", "guard", "order"):
         for key, loaded in (await store.scan(domain, "")).items():
             found[str(key)] = loaded.row
     return found

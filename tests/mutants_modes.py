@@ -35,7 +35,7 @@ MODES: list[tuple[str, str, str, str, str]] = [
         "session.py",
         '        """Ask again, with the next candle, whether anything may begin."""\n        self._plain = False',
         '        """Ask again, with the next candle, whether anything may begin."""\n        pass',
-        f"{_MODES} -k idle_or_one_contexts",
+        f"{_MODES} -k one_contexts",
     ),
     (
         "modes: nobody watches a commit that hangs",
@@ -95,9 +95,9 @@ MODES: list[tuple[str, str, str, str, str]] = [
     ),
     (
         "emergency: exits outlive the lease",
-        "lifeline.py",
-        "return self._health.emergency.has_room and (self._health.policy.exit_without_lease or self._has_lease())",
-        "return self._health.emergency.has_room",
+        "session.py",
+        "self.health, lambda: self.has_lease)",
+        "self.health, lambda: True)",
         f"{_STORES} lease",
     ),
     (

@@ -50,7 +50,8 @@ async def test_a_position_is_closed_while_the_store_is_away_and_stored_once_when
     session = await process.start()
     await stepped(session, candle(0, 43000))
     process.backend.go(how)
-    told = await stepped(session, TARGET)
+    async with asyncio.timeout(30):
+        told = await stepped(session, TARGET)
     assert [(event.kind, event.number, event.candle_ms) for event in told] == [("closed", 2, minute_ms(1))]
     assert session.state.signal is None
     assert session.unsaved == 1

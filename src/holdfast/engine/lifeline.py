@@ -61,6 +61,8 @@ class Lifeline:
         self._has_lease = has_lease
         self._hung: asyncio.Future[int] | None = None
         """A commit that was given up, though it may still be under way."""
+        self._guards_unknown = False
+        """The guard rows of the next exit could not be read, so that only a merge can rewrite them."""
         self.overtaken: list[Kept] = []
         """What recovery found kept, though another owner has gone on; it was left out."""
 
@@ -87,10 +89,11 @@ class Lifeline:
     @property
     def skips_store(self) -> bool:
         """Whether an exit goes to the journal at once: the store is lost, or is behind already."""
-        return self.can_keep and (self.is_ahead or self._health.mode >= Mode.CLOSE_ONLY)
+        return self.can_keep and (self._guards_unknown or self.is_ahead or self._health.mode >= Mode.CLOSE_ONLY)
 
     async def guards(self, names: tuple[Key, ...], *, exits: bool) -> dict[Key, Guard]:
         """Return the guard rows of slots that are given back; those of an exit that is kept are read at the merge."""
+        self._guards_unknown = False
         if not names or (exits and self.skips_store):
             return {}
         asked = self._store.salvage(*names)
@@ -99,6 +102,7 @@ class Lifeline:
         except UnavailableError:
             if not (exits and self.can_keep):
                 raise
+            self._guards_unknown = True
             self._health.ended(self._health.began(), UnavailableError("the guard rows cannot be read"))
             return {}
         return {key: cast("Guard", loaded.row) for key, loaded in found.items()}
@@ -128,8 +132,11 @@ class Lifeline:
         Crash: Before the return, all of ``rows`` or none are in the store or in the journal; after it, all.
         """
         if exits and self.skips_store:
+            self._guards_unknown = False
             await self._keep(tenure, rows)
             return False
+        if self._guards_unknown and any(key.domain == "guard" for key in rows):
+            raise UnavailableError(f"{self._context}: the guard rows of its risk profiles cannot be read")
         try:
             await self._to_store(tenure, {**more, **rows}, expect, bounded=exits or not rows)
         except NO_STORE:
