@@ -14,8 +14,8 @@ Kind = Literal[
     "refused", "lost", "unanswered", "late", "slow", "slow_answer", "crash_before", "crash_sent", "crash_after",
     "pause_sent", "pause_after",
     # at a time
-    "crash", "pause", "leave", "clock", "outage", "silence", "candles_late", "candles_refused",
-    "strategy_raises", "gap",
+    "crash", "pause", "leave", "clock", "outage", "silence", "candles_late",
+    "candles_refused", "strategy_raises", "gap",
 ]  # fmt: skip
 
 AT_A_COMMIT: tuple[Kind, ...] = (

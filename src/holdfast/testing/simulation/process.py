@@ -45,6 +45,8 @@ class Process:
         self.clock_seconds = 0.0
         """How far its wall clock is off."""
         self.outage_until = 0.0
+        self.silent_until = 0.0
+        """Until then no commit is answered, whether it is applied or not."""
         self.raises: set[int] = set()
         """Minutes at which its strategies raise."""
         self.troubles: list[Trouble] = []
@@ -99,6 +101,8 @@ class Process:
                 self.clock_seconds += fault.seconds
             case "outage":
                 self.outage_until = max(self.outage_until, now + fault.seconds)
+            case "silence":
+                self.silent_until = max(self.silent_until, now + fault.seconds)
             case "candles_late" | "candles_refused" | "gap":
                 self.troubles.append(Trouble(fault.kind, now, now + fault.seconds))
             case "strategy_raises":
@@ -311,6 +315,10 @@ class Life:
         now, answer = scheduler.now_seconds, self.loop.create_future()
         if fault is not None:
             self._fail(fault, act, answer, now, told)
+        elif now < process.silent_until and kind == "commit":
+            if process.is_lost():
+                scheduler.at(now + process.lag(), self._land, act, self.loop.create_future(), told)
+            self._tell_later(now + _UNANSWERED_SECONDS, answer, lost=True)
         elif now < process.outage_until:
             lost = kind == "commit" and process.is_lost()
             self._tell_later(now + (_UNANSWERED_SECONDS if lost else process.lag()), answer, lost)
