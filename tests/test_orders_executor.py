@@ -533,3 +533,16 @@ async def test_validities_are_parameters() -> None:
     terms = session.executor.terms
     assert (terms.entry_validity_ms, terms.exit_validity_ms, terms.grace_ms) == (7000, 3000, 1000)
     await session.close()
+
+
+async def test_a_position_without_an_order_is_closed_and_the_user_is_told_to_look_at_the_venue() -> None:
+    """It was opened before a broker was attached, or adopted: nothing can be sent for it."""
+    store = await left_behind(is_open=True)
+    desk = Desk({})
+    assert (await live(desk, store))[-1] == CLOSED
+    assert desk.broker.sent == []
+    told = [str(failure.error) for failure in desk.bot.errors if failure.where == "orders"]
+    assert len(told) == 1
+    assert "was closed without an order" in told[0] and SIGNAL_ID in told[0]
+    await sound(store)
+    await store.close()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .documents.adapters import PersistSignalAdapter as PersistSignalAdapter
     from .documents.adapters import use_store as use_store
     from .engine.backtest import Backtest as Backtest
+    from .engine.broker import Broker as Broker
     from .engine.context import get_average_price as get_average_price
     from .engine.context import get_candles as get_candles
     from .engine.context import get_date as get_date
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from .errors import HoldfastError as HoldfastError
     from .errors import InvalidInputError as InvalidInputError
     from .errors import NotFoundError as NotFoundError
+    from .errors import OrderError as OrderError
     from .errors import UnavailableError as UnavailableError
     from .errors import UndecidedError as UndecidedError
     from .errors import UnknownOutcomeError as UnknownOutcomeError
@@ -129,6 +131,9 @@ _HOME = {
     "engine.backtest": """
         Backtest
     """,
+    "engine.broker": """
+        Broker
+    """,
     "rules.candles": """
         Candle
     """,
@@ -143,7 +148,7 @@ _HOME = {
     """,
     "errors": """
         ConflictError CorruptedError FailedError FencedError HeldError HoldfastError InvalidInputError
-        NotFoundError UnavailableError UndecidedError UnknownOutcomeError UnsafeSettingError
+        NotFoundError OrderError UnavailableError UndecidedError UnknownOutcomeError UnsafeSettingError
     """,
     "engine.listeners": """
         Failure ModeChange Tick Trouble listen_done_backtest listen_done_backtest_once listen_done_live

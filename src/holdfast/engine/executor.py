@@ -107,6 +107,9 @@ class Executor:
 
     def _forget(self) -> None:
         self._unsent: set[str] = set()
+        self._orderless = ""
+        """The signal that a transition closes though no order of it is known; empty for none."""
+        self._untold: list[str] = []
         """What this process committed and certainly has not sent."""
         self._asked: dict[str, int] = {}
         self._doubtful: set[str] = set()
@@ -160,6 +163,8 @@ class Executor:
         if (before.signal and before.signal.id) == (after.signal and after.signal.id):
             return {}
         opened, owner = after.signal, None if self._session is None else self._session.owner
+        closed = before.signal
+        self._orderless = closed.id if closed is not None and not self.book.of(closed.id) else ""
         orders = wanted(
             self.book, before.signal, opened, self.terms, now_ms=self._clock(),
             epoch=0 if owner is None else owner.epoch,
@@ -170,6 +175,9 @@ class Executor:
 
     def committed(self, rows: dict[Key, Row | None]) -> None:
         """Take note that intents were committed; they are sent from now on. Call it once memory has followed."""
+        if self._orderless:
+            self._untold.append(self._orderless)
+            self._orderless = ""
         for key, row in rows.items():
             if isinstance(row, Order):
                 self.book.put(row)
@@ -234,6 +242,8 @@ class Executor:
         try:
             while not self._over and self._session.owner is not None:
                 self._changed.clear()
+                while self._untold:
+                    await self._tell_orderless(self._untold.pop(0))
                 step = next_step(
                     self.book, self._open_id, self.terms, now_ms=self._clock(), epoch=self._session.owner.epoch,
                     unsent=self._unsent, asked=self._asked, doubtful=self._doubtful,
@@ -405,6 +415,13 @@ class Executor:
         told = f"{what} was {order.state}: {order.note or 'the venue gave no reason'}"
         if may_turn_up(order, self.terms):
             told += "; the venue refuses no late request, so it may still turn up, and an exit may be there twice"
+        await self._report(OrderError(told))
+
+    async def _tell_orderless(self, signal_id: str) -> None:
+        told = (
+            f"signal {signal_id!r:.80} was closed without an order: it has none (opened without a broker, or adopted); "
+            "look at the venue, and close there what it holds"
+        )
         await self._report(OrderError(told))
 
     async def _tell_twice(self, order: Order, count: int) -> None:
