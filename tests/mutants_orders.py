@@ -67,8 +67,8 @@ ORDERS: list[tuple[str, str, str, str, str]] = [
     (
         "orders: sent without the lease",
         "executor.py",
-        "        order = step.order\n        if self._sign is not None and not self._sign.is_held:",
-        "        order = step.order\n        if False:",
+        "        if self._sign is not None and not self._sign.is_held and needs_lease:\n",
+        "        if False:\n",
         f"{_RUNS} -k without_the_lease",
     ),
     (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -114,7 +115,8 @@ def test_a_password_in_the_url_is_seen_in_no_command_line_and_in_no_file(tmp_pat
         while running.poll() is None:
             looks += 1
             seen.update(line for line in command_lines() if PASSWORD in line)
-            seen.update(str(path) for path in tmp_path.rglob("*") if PASSWORD in said(path))
+            for folder, _, names in os.walk(tmp_path):  # which says nothing of a folder that is gone by now
+                seen.update(name for name in names if PASSWORD in said(Path(folder, name)))
         assert running.stdout is not None
         output = running.stdout.read()
     assert json.loads(output)["ok"], output
