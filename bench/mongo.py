@@ -24,8 +24,9 @@ from pymongo.write_concern import WriteConcern
 from holdfast.backends.mongo import MongoBackend
 from holdfast.contract import Key, Op
 from holdfast.domains import decode, encode
-from holdfast.rows import Signal
 from holdfast.store import Store
+
+from .parts import line, make_key, make_signal, timed
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -34,29 +35,6 @@ from servers.mongo import MongoServer  # noqa: E402  (it lies beside the tests)
 SEQUENTIAL_ROUNDS, SEQUENTIAL_COMMITS = 600, 1  # turn by turn: a neighbour burdens all of them alike
 GROUP_ROUNDS, COMMITTERS, COMMITS_EACH = 9, 64, 8
 READ_ROUNDS, ROWS, ROWS_PER_COMMIT = 7, 10_000, 1000
-
-
-def make_signal(number: int) -> Signal:
-    """Return an open signal as a strategy makes one, of 600 bytes when stored."""
-    return Signal(
-        id=f"binance:BTCUSDT:trend:{number}",
-        symbol="BTCUSDT",
-        exchange_name="binance",
-        strategy_name="trend",
-        position="long",
-        note="breakout " * 22,
-        price_open=43_000.25 + number,
-        price_take_profit=43_900.5 + number,
-        price_stop_loss=42_500.125 + number,
-        minute_estimated_time=240,
-        scheduled_at=1_700_000_000_000 + number,
-        pending_at=1_700_000_000_000 + number,
-    )
-
-
-def make_key(number: int) -> Key:
-    """Return the key of a context of its own."""
-    return Key("signal", f"SYM{number:05d}_trend_binance", f"SYM{number:05d}")
 
 
 class Bare:
@@ -91,15 +69,6 @@ class Bare:
         return {key: (rows[str(key)]["row"].encode(), rows[str(key)]["version"]) for key in keys}
 
 
-async def _timed(repeat: int, call: Callable[[int], Awaitable[object]]) -> list[float]:
-    times = []
-    for at in range(repeat):
-        began = time.perf_counter()
-        await call(at)
-        times.append(time.perf_counter() - began)
-    return times
-
-
 async def measure_sequence(server: MongoServer, bare: Bare) -> dict[str, float]:
     """One commit after another, each awaited."""
     store = Store(MongoBackend(f"{server.url}?collection=one"))
@@ -123,7 +92,7 @@ async def measure_sequence(server: MongoServer, bare: Bare) -> dict[str, float]:
     times: dict[str, list[float]] = {"floor": [], "store": [], "backend": []}
     for _ in range(SEQUENTIAL_ROUNDS):
         for name, call in (("floor", by_hand), ("store", by_store), ("backend", by_backend)):
-            times[name] += await _timed(SEQUENTIAL_COMMITS, call)
+            times[name] += await timed(SEQUENTIAL_COMMITS, call)
     await backend.close()
     await store.close()
     return {name: statistics.median(found) for name, found in times.items()}
@@ -187,18 +156,10 @@ async def measure_read(server: MongoServer, bare: Bare) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(READ_ROUNDS):
         for name, call in calls.items():
-            times[name] += await _timed(1, call)
+            times[name] += await timed(1, call)
     await backend.close()
     await store.close()
     return {name: statistics.median(found) for name, found in times.items()}
-
-
-def _line(
-    name: str, floor: float, ours: float, ratio: float, target: float | None, *, most: bool, unit: str
-) -> dict[str, Any]:
-    met = target is None or (ratio <= target if most else ratio >= target)
-    return {"name": name, "unit": unit, "floor": floor, "ours": ours, "ratio": ratio, "target": target,
-            "direction": "at most" if most else "at least", "met": met}  # fmt: skip
 
 
 async def _all(server: MongoServer) -> list[dict[str, float]]:
@@ -222,15 +183,15 @@ def measure() -> list[dict[str, Any]]:
         shutil.rmtree(place)
     ms = 1000.0
     return [
-        _line("commit, one after another (store)", one["floor"] * ms, one["store"] * ms,
+        line("commit, one after another (store)", one["floor"] * ms, one["store"] * ms,
               one["store"] / one["floor"], 1.3, most=True, unit="ms"),
-        _line("commit, one after another (backend)", one["floor"] * ms, one["backend"] * ms,
+        line("commit, one after another (backend)", one["floor"] * ms, one["backend"] * ms,
               one["backend"] / one["floor"], 1.3, most=True, unit="ms"),
-        _line(f"commits of {COMMITTERS} at once (store)", group["floor"], group["store"],
+        line(f"commits of {COMMITTERS} at once (store)", group["floor"], group["store"],
               group["store"] / group["floor"], None, most=False, unit="/s"),
-        _line(f"read {ROWS:,} rows (backend)", reading["floor"] * ms, reading["backend"] * ms,
+        line(f"read {ROWS:,} rows (backend)", reading["floor"] * ms, reading["backend"] * ms,
               reading["backend"] / reading["floor"], 1.5, most=True, unit="ms"),
-        _line(f"read {ROWS:,} rows, typed (store)", reading["typed floor"] * ms, reading["store"] * ms,
+        line(f"read {ROWS:,} rows, typed (store)", reading["typed floor"] * ms, reading["store"] * ms,
               reading["store"] / reading["typed floor"], 1.5, most=True, unit="ms"),
     ]  # fmt: skip
 

@@ -26,8 +26,9 @@ from obstore.store import S3Store
 from holdfast.backends.s3 import S3Backend
 from holdfast.contract import Key, Op, Survives
 from holdfast.domains import encode
-from holdfast.rows import Signal
 from holdfast.store import Store
+
+from .parts import line, make_key, make_signal
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -44,29 +45,6 @@ class _Row(msgspec.Struct):
 
 
 _ROWS = msgspec.json.Decoder(dict[str, _Row])
-
-
-def make_signal(number: int) -> Signal:
-    """Return an open signal as a strategy makes one, of 600 bytes when stored."""
-    return Signal(
-        id=f"binance:BTCUSDT:trend:{number}",
-        symbol="BTCUSDT",
-        exchange_name="binance",
-        strategy_name="trend",
-        position="long",
-        note="breakout " * 22,
-        price_open=43_000.25 + number,
-        price_take_profit=43_900.5 + number,
-        price_stop_loss=42_500.125 + number,
-        minute_estimated_time=240,
-        scheduled_at=1_700_000_000_000 + number,
-        pending_at=1_700_000_000_000 + number,
-    )
-
-
-def make_key(number: int) -> Key:
-    """Return the key of a context of its own."""
-    return Key("signal", f"SYM{number:05d}_trend_binance", f"SYM{number:05d}")
 
 
 class Bare:
@@ -189,14 +167,6 @@ async def _timed(call: Callable[[], Awaitable[object]]) -> float:
     return time.perf_counter() - began
 
 
-def _line(
-    name: str, floor: float, ours: float, ratio: float, target: float | None, *, most: bool, unit: str
-) -> dict[str, Any]:
-    met = target is None or (ratio <= target if most else ratio >= target)
-    return {"name": name, "unit": unit, "floor": floor, "ours": ours, "ratio": ratio, "target": target,
-            "direction": "at most" if most else "at least", "met": met}  # fmt: skip
-
-
 async def _all(server: CephServer) -> list[dict[str, float]]:
     found = [await part(server) for part in (measure_sequence, measure_group, measure_read)]
     await asyncio.sleep(0.2)  # obstore's own threads let go of their last results: see backends/s3/service.py
@@ -217,13 +187,13 @@ def measure() -> list[dict[str, Any]]:
         shutil.rmtree(place)
     ms = 1000.0
     return [
-        _line("commit, one after another (store)", one["floor"] * ms, one["store"] * ms,
+        line("commit, one after another (store)", one["floor"] * ms, one["store"] * ms,
               one["store"] / one["floor"], 1.3, most=True, unit="ms"),
-        _line("commit, one after another (backend)", one["floor"] * ms, one["backend"] * ms,
+        line("commit, one after another (backend)", one["floor"] * ms, one["backend"] * ms,
               one["backend"] / one["floor"], 1.3, most=True, unit="ms"),
-        _line(f"commits of {COMMITTERS} at once (store)", group["floor"], group["store"],
+        line(f"commits of {COMMITTERS} at once (store)", group["floor"], group["store"],
               group["store"] / group["floor"], None, most=False, unit="/s"),
-        _line(f"read {ROWS:,} rows (backend)", reading["floor"] * ms, reading["backend"] * ms,
+        line(f"read {ROWS:,} rows (backend)", reading["floor"] * ms, reading["backend"] * ms,
               reading["backend"] / reading["floor"], 1.5, most=True, unit="ms"),
     ]  # fmt: skip
 

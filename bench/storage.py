@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ from holdfast.domains import decode, encode
 from holdfast.rows import Signal
 from holdfast.store import Store
 from holdfast.writer import Writer
+
+from .parts import line, make_key, timed
 
 BUILD = Path(__file__).resolve().parent.parent / "build"
 SEQUENTIAL_ROUNDS, SEQUENTIAL_COMMITS = 80, 15
@@ -105,20 +106,6 @@ def make_signal(number: int) -> Signal:
     )
 
 
-def make_key(number: int) -> Key:
-    """Return the key of a context of its own."""
-    return Key("signal", f"SYM{number:05d}_trend_binance", f"SYM{number:05d}")
-
-
-async def _timed(repeat: int, call: Callable[[int], Awaitable[object]]) -> list[float]:
-    times = []
-    for at in range(repeat):
-        began = time.perf_counter()
-        await call(at)
-        times.append(time.perf_counter() - began)
-    return times
-
-
 async def measure_sequence(place: Path) -> dict[str, float]:
     """One commit after another, each awaited: the store, the backend under it, and the bare append."""
     store = Store(FileBackend(place / "store"))
@@ -142,7 +129,7 @@ async def measure_sequence(place: Path) -> dict[str, float]:
     times: dict[str, list[float]] = {"floor": [], "store": [], "backend": []}
     for _ in range(SEQUENTIAL_ROUNDS):
         for name, call in (("floor", by_hand), ("store", by_store), ("backend", by_backend)):
-            times[name] += await _timed(SEQUENTIAL_COMMITS, call)
+            times[name] += await timed(SEQUENTIAL_COMMITS, call)
     bare.close()
     await backend.close()
     await store.close()
@@ -244,14 +231,6 @@ async def measure_open(place: Path) -> dict[str, float]:
     return {name: min(values) for name, values in times.items()}
 
 
-def _line(
-    name: str, floor: float, ours: float, ratio: float, target: float | None, *, most: bool, unit: str
-) -> dict[str, Any]:
-    met = target is None or (ratio <= target if most else ratio >= target)
-    return {"name": name, "unit": unit, "floor": floor, "ours": ours, "ratio": ratio, "target": target,
-            "direction": "at most" if most else "at least", "met": met}  # fmt: skip
-
-
 def measure() -> list[dict[str, Any]]:
     """Measure everything in a temporary directory on the repository's own disk."""
     BUILD.mkdir(exist_ok=True)
@@ -266,19 +245,19 @@ def measure() -> list[dict[str, Any]]:
     one, group, opening = found
     ms = 1000.0
     return [
-        _line("commit, one after another (store)", one["floor"] * ms, one["store"] * ms,
+        line("commit, one after another (store)", one["floor"] * ms, one["store"] * ms,
               one["store"] / one["floor"], 1.3, most=True, unit="ms"),
-        _line("commit, one after another (backend)", one["floor"] * ms, one["backend"] * ms,
+        line("commit, one after another (backend)", one["floor"] * ms, one["backend"] * ms,
               one["backend"] / one["floor"], 1.3, most=True, unit="ms"),
-        _line(f"commits of {COMMITTERS} at once (store)", group["floor"], group["store"],
+        line(f"commits of {COMMITTERS} at once (store)", group["floor"], group["store"],
               group["store"] / group["floor"], 0.6, most=False, unit="/s"),
-        _line("  beside one wake-up for a whole group", group["lean"], group["store"],
+        line("  beside one wake-up for a whole group", group["lean"], group["store"],
               group["store"] / group["lean"], None, most=False, unit="/s"),
-        _line("  beside bare commits one at a time", group["alone"], group["store"],
+        line("  beside bare commits one at a time", group["alone"], group["store"],
               group["store"] / group["alone"], None, most=False, unit="/s"),
-        _line(f"open and read {ROWS:,} rows", opening["floor"] * ms, opening["store"] * ms,
+        line(f"open and read {ROWS:,} rows", opening["floor"] * ms, opening["store"] * ms,
               opening["store"] / opening["floor"], 2.0, most=True, unit="ms"),
-        _line("  beside decoding without checksums", opening["unchecked"] * ms, opening["store"] * ms,
+        line("  beside decoding without checksums", opening["unchecked"] * ms, opening["store"] * ms,
               opening["store"] / opening["unchecked"], None, most=True, unit="ms"),
     ]  # fmt: skip
 
