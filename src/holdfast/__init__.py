@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from .errors import CorruptedError as CorruptedError
     from .errors import FailedError as FailedError
     from .errors import FencedError as FencedError
+    from .errors import FullError as FullError
     from .errors import HeldError as HeldError
     from .errors import HoldfastError as HoldfastError
     from .errors import InvalidInputError as InvalidInputError
@@ -147,7 +148,7 @@ _HOME = {
         InvalidSignalError SignalDto
     """,
     "errors": """
-        ConflictError CorruptedError FailedError FencedError HeldError HoldfastError InvalidInputError
+        ConflictError CorruptedError FailedError FencedError FullError HeldError HoldfastError InvalidInputError
         NotFoundError OrderError UnavailableError UndecidedError UnknownOutcomeError UnsafeSettingError
     """,
     "engine.listeners": """

@@ -49,6 +49,10 @@ class UnavailableError(HoldfastError):
     """The store cannot be used now and nothing was written. Try again later."""
 
 
+class FullError(UnavailableError):
+    """There is no room where the store writes, and nothing was written. Make room, then try again."""
+
+
 class HeldError(UnavailableError):
     """Another live process holds the store. End that process (the message names it), then open again."""
 

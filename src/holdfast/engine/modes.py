@@ -15,7 +15,7 @@ import math
 
 import msgspec
 
-from ..errors import HoldfastError, InvalidInputError
+from ..errors import FullError, InvalidInputError
 
 
 class Mode(enum.IntEnum):
@@ -128,20 +128,15 @@ def _found(facts: Facts, policy: TroublePolicy) -> tuple[Mode, str]:
 
 
 _FULL_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-_SQLITE_FULL, _POSTGRES_FULL = 13, "53100"
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a commit failed because there was no room, by the error's causes."""
+    """Whether a commit failed because there was no room, by the error and its causes."""
     seen: BaseException | None = error
     for _ in range(8):
         if seen is None:
             return False
-        if isinstance(seen, OSError) and seen.errno in _FULL_ERRNOS:
-            return True
-        if not isinstance(seen, HoldfastError) and (
-            getattr(seen, "sqlite_errorcode", None) == _SQLITE_FULL or getattr(seen, "sqlstate", None) == _POSTGRES_FULL
-        ):
+        if isinstance(seen, FullError) or (isinstance(seen, OSError) and seen.errno in _FULL_ERRNOS):
             return True
         seen = seen.__cause__
     return False

@@ -28,6 +28,7 @@ from pymongo.errors import (
 from ...errors import (
     CorruptedError,
     FailedError,
+    FullError,
     HoldfastError,
     InvalidInputError,
     UnavailableError,
@@ -40,7 +41,7 @@ _log = logging.getLogger(__name__)
 _WRITES = ("insert", "update", "delete")
 DUPLICATE = 11000
 _TOO_LARGE = frozenset((10334, 17280, 17419, 17420))
-UNAUTHORIZED = 13
+UNAUTHORIZED, _FULL = 13, 14031
 _REFUSALS = {
     UNAUTHORIZED: "the user may not do that: grant it readWrite on this database",
     18: "user or password is wrong",
@@ -52,7 +53,7 @@ _REFUSALS = {
     112: "another write was under way there (WriteConflict)",
     24: "it waited too long for a lock",
     46: "it waited too long for a lock",
-    14031: "its disk is full: make room",
+    _FULL: "its disk is full: make room",
     462: "it is overloaded and refuses requests",
 }
 """Codes that a server sends instead of executing a command, and what they mean."""
@@ -237,8 +238,8 @@ class Link:
             return self.mapped(refused)
         return self._lost(f"the server answered with {refused}", sent=True)
 
-    def _too_large(self) -> UnavailableError:
-        return UnavailableError(
+    def _too_large(self) -> FullError:
+        return FullError(
             f"{self.shown}: the scope's document would be larger than MongoDB takes: nothing was written; spread the "
             "strategies over several scopes",
             backend=self.shown,
@@ -261,7 +262,8 @@ class Link:
                 backend=self.shown,
             )
         if code in _REFUSALS:
-            return UnavailableError(f"{self.shown}: {_REFUSALS[code]}; nothing was written", backend=self.shown)
+            kind = FullError if code == _FULL else UnavailableError
+            return kind(f"{self.shown}: {_REFUSALS[code]}; nothing was written", backend=self.shown)
         if code in _NEVER_EXECUTED:
             return FailedError(
                 f"{self.shown} does not know a command of ours ({refused}): is it MongoDB 4.2 or newer?",

@@ -20,6 +20,7 @@ from psycopg.pq import TransactionStatus
 from ...errors import (
     CorruptedError,
     FailedError,
+    FullError,
     HoldfastError,
     InvalidInputError,
     UnavailableError,
@@ -176,7 +177,7 @@ _MEANINGS: tuple[tuple[str, type[HoldfastError], str], ...] = (
     ("55P03", UnavailableError, ": another transaction kept the scope locked; nothing was written: try again"),
     ("57014", UnavailableError, ": it took longer than the deadline; nothing was written: try again"),
     ("25006", UnavailableError, ": nothing was written; the server takes no writes (a standby?)"),
-    ("53100", UnavailableError, ": nothing was written; make room on the server's disk"),
+    ("53100", FullError, ": nothing was written; make room on the server's disk"),
     ("42501", UnavailableError, ": nothing was written; grant that right to the user"),
     ("42P01", FailedError, ": the tables are gone: close it, and open it again"),
     ("3F000", FailedError, ": the schema is gone: close it, and open it again"),

@@ -16,7 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, RedisError, ResponseError
 
-from ...errors import CorruptedError, FailedError, HoldfastError, UnavailableError
+from ...errors import CorruptedError, FailedError, FullError, HoldfastError, UnavailableError
 from .address import Address
 
 Word = bytes | str | int
@@ -84,7 +84,9 @@ class Refusal(Exception):
     def mapped(self, shown: str) -> HoldfastError:
         """Return the error that the caller gets; the only place where codes become errors."""
         if self.code in _CODES:
-            return UnavailableError(f"{shown} {_CODES[self.code]}; nothing was written", backend=shown)
+            full = self.code == "OOM" or (self.code == "MISCONF" and "No space left" in self.text)
+            kind = FullError if full else UnavailableError
+            return kind(f"{shown} {_CODES[self.code]}; nothing was written", backend=shown)
         if self.code == "SCRIPTPERM":
             return FailedError(
                 f"{shown} does not permit this user a command of the commit script, which may have stopped half-way: "

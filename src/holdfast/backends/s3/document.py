@@ -25,7 +25,7 @@ import msgspec
 
 from ...bulk import without_collections
 from ...contract import Head, Key, Op, Record, WriterOp
-from ...errors import CorruptedError, InvalidInputError, NewerFormatError, UnavailableError
+from ...errors import CorruptedError, FullError, InvalidInputError, NewerFormatError
 from ..state import Scope, State
 
 FORMAT = 1
@@ -102,7 +102,7 @@ class Draft:
 
         Raises:
             ConflictError: Some ``expect`` does not hold, or the writer has moved on.
-            UnavailableError: The object would become too large: no room, as on a disk that is full.
+            FullError: The object would become too large: no room, as on a disk that is full.
         """
         number, repeated = self._state.decide(self._name, changes, expect, op)
         if repeated:
@@ -111,7 +111,7 @@ class Draft:
         lines = {key: _line(key, record) for key, record in records.items() if record is not None}
         grown = sum(map(len, lines.values())) - sum(len(self._lines.get(key, b"")) for key in changes)
         if grown > 0 and self._rows_bytes + grown > MAX_ROWS_BYTES:
-            raise UnavailableError(
+            raise FullError(
                 f"scope {self._name} would hold {self._rows_bytes + grown} bytes of rows; one object takes at most "
                 f"{MAX_ROWS_BYTES}, since each commit sends it whole: nothing was written; name several scopes"
             )

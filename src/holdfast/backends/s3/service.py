@@ -20,7 +20,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotModifiedError, PreconditionError
 from obstore.store import S3Store
 
-from ...errors import FailedError, HoldfastError, InvalidInputError, UnavailableError
+from ...errors import FailedError, FullError, HoldfastError, InvalidInputError, UnavailableError
 from .address import Address
 
 MAX_REQUESTS = 16
@@ -72,6 +72,8 @@ class Answer(NamedTuple):
     """The bucket keeps old versions."""
     lasting: bool = False
     """Refused for a reason that does not pass by itself."""
+    full: bool = False
+    """Refused because there is no room."""
 
 
 class Listed(NamedTuple):
@@ -173,7 +175,7 @@ class Service:
 
     def mapped(self, answer: Answer) -> HoldfastError:
         """Return the error of a request that wrote nothing for sure."""
-        kind = FailedError if answer.lasting else UnavailableError
+        kind = FailedError if answer.lasting else FullError if answer.full else UnavailableError
         return kind(f"{self.shown} {answer.why}; nothing was written", backend=self.shown)
 
     async def close(self) -> None:
@@ -240,7 +242,7 @@ def _refused(text: str, status: int) -> Answer:
         # Who answers may be a gateway that does not know what became of it; Ceph 16 says 500 to some who came second.
         return Answer(Kind.CONFUSED, f"answered {status} {code}".rstrip())
     if code in _REMEDIES:
-        return Answer(Kind.REFUSED, _REMEDIES[code])
+        return Answer(Kind.REFUSED, _REMEDIES[code], full=code == "QuotaExceeded")
     if status in (401, 403):
         return Answer(Kind.REFUSED, f"refused the credentials ({code or status}): mend them, or permit {_RIGHTS}")
     if status in (408, 429):

@@ -17,6 +17,7 @@ from ...contract import Guarantees, How, Survives
 from ...errors import (
     CorruptedError,
     FencedError,
+    FullError,
     HoldfastError,
     InvalidInputError,
     NewerFormatError,
@@ -301,7 +302,7 @@ def _sync_directory(place: Path) -> None:
 _MEANINGS: dict[int, tuple[type[HoldfastError], str]] = {
     sqlite3.SQLITE_BUSY: (UnavailableError, "another process kept it locked until the deadline: try again"),
     sqlite3.SQLITE_LOCKED: (UnavailableError, "another connection of this process has it locked: try again"),
-    sqlite3.SQLITE_FULL: (UnavailableError, "the disk is full: make room, then try again"),
+    sqlite3.SQLITE_FULL: (FullError, "the disk is full: make room, then try again"),
     sqlite3.SQLITE_IOERR: (UnavailableError, "the disk failed: see the system's log"),
     sqlite3.SQLITE_CANTOPEN: (UnavailableError, "the file cannot be opened: check the path and its permissions"),
     sqlite3.SQLITE_READONLY: (UnavailableError, "the file cannot be written: check its permissions"),
