@@ -10,9 +10,9 @@ _RUNS = "tests/test_orders_executor.py"
 ORDERS: list[tuple[str, str, str, str, str]] = [
     (
         "orders: sent before they are committed",
-        "session.py",
-        "        if not await self._send(rows | orders, expect, exits=exits):\n",
-        "        if self.executor is not None:\n            self.executor.committed(orders)\n            await self._sleep(0)\n        if not await self._send(rows | orders, expect, exits=exits):\n",
+        "session_writer.py",
+        "        if not await self.send(rows | orders, expect, exits=exits):\n",
+        "        if self._executor is not None:\n            self._executor.committed(orders)\n            await __import__('asyncio').sleep(0)\n        if not await self.send(rows | orders, expect, exits=exits):\n",
         f"{_RUNS} -k committed_with_its_signal",
     ),
     (
@@ -147,5 +147,26 @@ ORDERS: list[tuple[str, str, str, str, str]] = [
         "            if order.account != self.terms.account and not",
         "            if order.account == '' and not",
         f"{_RUNS} -k another_account",
+    ),
+    (
+        "orders: an exit is valid for no longer, however slow the store",
+        "executor.py",
+        "max(self._exit_validity_ms * 2**self._late, _COMMITS_PER_VALIDITY * self._commit_ms)",
+        "self._exit_validity_ms * 2**self._late",
+        f"{_RUNS} -k each_commit_takes_longer",
+    ),
+    (
+        "orders: an exit that came too late is followed by one that will",
+        "executor.py",
+        "self._exit_validity_ms * 2**self._late",
+        "self._exit_validity_ms",
+        f"{_RUNS} -k venue_has_it_later",
+    ),
+    (
+        "orders: a run may end before a late fill is on record",
+        "executor.py",
+        "        self._pause_seconds = 0.0\n        if count > 1:\n",
+        "        self._pause_seconds = 0.0\n        self._doubtful.discard(order.client_order_id)\n        if count > 1:\n",
+        f"{_RUNS} -k does_not_end_between",
     ),
 ]

@@ -68,6 +68,9 @@ class BookBroker:
         self.on_its_way: list[OrderRequest] = []
         self.held: asyncio.Event | None = None
         """Set: a submission waits for it before it reaches the venue."""
+        self.exit_delay_seconds = 0.0
+        """How long what closes is under way."""
+        self._time = time
 
     async def submit(self, request: OrderRequest) -> OrderReport:
         self.calls.append("submit")
@@ -75,6 +78,8 @@ class BookBroker:
         fault = self.faults.pop(0) if self.faults else ""
         if self.held is not None:
             await self.held.wait()
+        if request.reduce_only:
+            self._time.now_ms += round(1000 * self.exit_delay_seconds)
         match fault:
             case "down":
                 raise UnavailableError("the venue cannot be reached")

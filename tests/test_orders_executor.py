@@ -12,7 +12,7 @@ from fakes import candle, flat, memory_store, minute_ms, proposal, put, signal_r
 from order_kit import CONTEXT, Desk, features, orders_in
 
 from holdfast.backends.memory import MemoryBackend
-from holdfast.contract import Key, KeyPrefix, Survives
+from holdfast.contract import Key, KeyPrefix, Op, Survives
 from holdfast.domains import context_key, order_key
 from holdfast.engine.account import AccountRecord
 from holdfast.engine.broker import OrderRequest
@@ -203,6 +203,73 @@ async def test_a_fill_that_crosses_a_cancellation_is_not_forgotten(fault: str) -
     assert entry.filled_quantity == (2.0 if fault.startswith("fill") else 0.0)
     assert desk.broker.held_quantity == 0
     assert book.unsettled() == []
+
+
+class SlowStore(MemoryBackend):
+    """A store whose every commit with an order takes eleven seconds: longer than an exit is valid for."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self._desk = desk
+
+    async def commit(
+        self, scope: str, changes: Mapping[Key, bytes | None], expect: Mapping[Key, int], *, op: Op
+    ) -> int:  # fmt: skip
+        if any(key.domain == "order" for key in changes):
+            await self._desk.time.sleep(11.0)
+        return await super().commit(scope, changes, expect, op=op)
+
+
+async def test_an_exit_is_made_though_each_commit_takes_longer_than_it_is_valid_for() -> None:
+    desk = Desk()
+    store = await memory_store(SlowStore(desk))
+    async with asyncio.timeout(10):
+        assert await live(desk, store) == [OPENED, CLOSED]
+    assert sold(desk) == [("buy", 2.0), ("sell", 2.0)]
+    assert desk.broker.held_quantity == 0
+
+
+async def test_an_exit_is_made_though_the_venue_has_it_later_than_it_is_valid_for() -> None:
+    desk, store = Desk(), await memory_store()
+    desk.broker.exit_delay_seconds = 25.0
+    async with asyncio.timeout(10):
+        assert await live(desk, store) == [OPENED, CLOSED]
+    assert desk.broker.held_quantity == 0
+    assert sold(desk) == [("buy", 2.0), ("sell", 2.0), ("sell", 2.0), ("sell", 2.0)], "10, 20, 40 seconds"
+    book = await orders_in(store)
+    assert [o.state for o in book.orders.values()] == ["filled", "expired", "filled"], "the first failure is not kept"
+
+
+async def test_a_run_does_not_end_between_the_discovery_of_a_late_fill_and_its_exit() -> None:
+    desk, gate, recording = Desk(), asyncio.Event(), asyncio.Event()
+
+    class Gated(MemoryBackend):
+        async def commit(
+            self, scope: str, changes: Mapping[Key, bytes | None], expect: Mapping[Key, int], *, op: Op
+        ) -> int:  # fmt: skip
+            found = [payload for key, payload in changes.items() if key.domain == "order" and payload]
+            if any(b'"filled"' in payload and b'"open"' in payload for payload in found):
+                recording.set()
+                await gate.wait()
+            return await super().commit(scope, changes, expect, op=op)
+
+    store = await memory_store(Gated())
+    desk.broker.faults, desk.broker.cancel_faults = ["resting"], ["fill after"]
+    session = await desk.session(store)
+    await opened(session)
+    async with asyncio.timeout(10):
+        gone = await session.settle_orders()
+        assert gone is not None, "nothing was filled, as far as anybody knows"
+        await recording.wait()
+        assert desk.broker.held_quantity == 2.0
+        ending = asyncio.ensure_future(session.orders_quiet())
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not ending.done()
+        gate.set()
+        await ending
+    assert desk.broker.held_quantity == 0
+    await session.close()
 
 
 async def test_a_venue_that_cannot_be_asked_holds_the_candles_back_until_it_can() -> None:

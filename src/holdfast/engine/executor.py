@@ -18,6 +18,8 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
+
 from ..contract import Key
 from ..domains import context_key, order_key
 from ..errors import (
@@ -39,6 +41,7 @@ from .lanes import Sleep
 from .listeners import Failure, Listeners
 from .orders import (
     EXITS,
+    MOST_BACKOFF_MS,
     Ask,
     Book,
     Cancel,
@@ -63,6 +66,10 @@ if TYPE_CHECKING:
     from .session import Session
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 30.0
+_COMMITS_PER_VALIDITY = 4
+"""An exit's validity is at least so many commits long: it begins with one, and must be sent after it."""
+_LATE_AT_ONCE = 3
+"""After so many exits in a row that came too late the next one waits a little."""
 
 
 class Executor:
@@ -101,6 +108,7 @@ class Executor:
         self._session: Session | None = None
         self._task: asyncio.Task[None] | None = None
         self._changed, self._moved = asyncio.Event(), asyncio.Event()
+        self._exit_validity_ms = exit_ms
         self._over = True
         """Nothing more is sent: closed, fenced or failed."""
         self._forget()
@@ -115,6 +123,10 @@ class Executor:
         self._doubtful: set[str] = set()
         self._twice: set[str] = set()
         self._pause_seconds = 0.0
+        self._began_ms = self._commit_ms = 0
+        """When the newest commit with an intent began, and how long it took."""
+        self._late = 0
+        """How many exits in a row the venue has refused because they came too late."""
 
     # ------------------------------------------------------------------ for the session
 
@@ -165,6 +177,7 @@ class Executor:
         opened, owner = after.signal, None if self._session is None else self._session.owner
         closed = before.signal
         self._orderless = closed.id if closed is not None and not self.book.of(closed.id) else ""
+        self._began_ms = self._clock()
         orders = wanted(
             self.book, before.signal, opened, self.terms, now_ms=self._clock(),
             epoch=0 if owner is None else owner.epoch,
@@ -178,6 +191,9 @@ class Executor:
         if self._orderless:
             self._untold.append(self._orderless)
             self._orderless = ""
+        if rows:
+            self._commit_ms = self._clock() - self._began_ms
+            self._allow_time()
         for key, row in rows.items():
             if isinstance(row, Order):
                 self.book.put(row)
@@ -313,10 +329,16 @@ class Executor:
                 await self._record(replaced(order, state="rejected", note=str(error)[:200]))
         else:
             self._pause_seconds = 0.0
+            if order.action in EXITS:
+                self._late = min(self._late + 1, 16) if report.state == "expired" else 0
+                self._allow_time()
             now = answered(order, report, resent=step.again)
             if now.state == "unknown":
                 self._asked.pop(order.client_order_id, None)
             await self._record(await self._looked_for(now))
+            if self._late > _LATE_AT_ONCE:  # clocks that differ by minutes, say: nothing is gained by haste
+                self._changed.clear()
+                await self._rest(min(self.terms.exit_validity_ms / 1000, _LONGEST_PAUSE_SECONDS))
 
     async def _ask(self, order: Order) -> None:
         self._asked[order.client_order_id] = self._clock()
@@ -326,7 +348,6 @@ class Executor:
             await self._trouble(error)
             return
         self._pause_seconds = 0.0
-        self._doubtful.discard(order.client_order_id)
         if count > 1:
             await self._tell_twice(order, count)
         if report is not None:
@@ -337,6 +358,8 @@ class Executor:
             step = unfound(order, self.terms, now_ms=self._clock(), is_open=order.signal_id == self._open_id)
             if isinstance(step, Send | Put):
                 await self._do(step)
+        if is_ended(order):  # only now: what was found must be on record before anybody takes this for the end
+            self._doubtful.discard(order.client_order_id)
         self._tell()
 
     async def _cancel(self, order: Order) -> None:
@@ -367,6 +390,12 @@ class Executor:
                 return replaced(order, missing_quantity=gone, note=f"{order.note}: the account holds no more of it")
         return order
 
+    def _allow_time(self) -> None:
+        """Let exits be valid for as long as store and venue need: one that is always late would never be made."""
+        needed_ms = max(self._exit_validity_ms * 2**self._late, _COMMITS_PER_VALIDITY * self._commit_ms)
+        validity_ms = min(needed_ms, max(self._exit_validity_ms, MOST_BACKOFF_MS))
+        self.terms = msgspec.structs.replace(self.terms, exit_validity_ms=max(self._exit_validity_ms, validity_ms))
+
     # ------------------------------------------------------------------ recording and telling
 
     def _rows(self, *orders: Order) -> dict[Key, Row | None]:
@@ -384,6 +413,7 @@ class Executor:
         assert self._session is not None
         is_new, rows = order.client_order_id not in self.book.orders, self._rows(order)
         while True:
+            self._began_ms = self._clock()
             try:
                 await self._session.note(rows)
                 break
@@ -395,6 +425,9 @@ class Executor:
         if is_new:
             self.committed(rows)
             return
+        if order.client_order_id in self._unsent:  # its new validity has begun with this commit
+            self._commit_ms = self._clock() - self._began_ms
+            self._allow_time()
         self.book.put(order)
         if is_ended(order):
             self._asked.pop(order.client_order_id, None)
