@@ -11,6 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from ..engine.broker import Features, OrderReport, OrderRequest, VenuePosition
+from .paper_wire import Fault
 
 _DUST = 1e-12
 
@@ -183,3 +184,25 @@ class PaperBook:
         elif held * now < 0:
             self.costs[symbol] = price
         self.holdings[symbol] = 0.0 if abs(now) <= _DUST else now
+
+
+def submitted(book: PaperBook, request: OrderRequest, fault: Fault, part: float) -> OrderReport:
+    """Submit an order to a book, as far as a fault of the venue lets it; see :data:`~.paper_wire.Fault`.
+
+    Args:
+        part: How much fills of what fills in part.
+    """
+    if fault == "reject":
+        return book.refuse(request)
+    filled = {"partial": part, "part_only": part, "resting": 0.0}.get(fault, 1.0)
+    return book.submit(request, part=filled, rests=fault != "part_only")
+
+
+def cancelled(book: PaperBook, client_order_id: str, fault: Fault) -> OrderReport | None:
+    """Cancel an order in a book; with a fault of the venue it fills before that, or after."""
+    if fault == "fill_first":
+        book.fill(client_order_id)
+    report = book.cancel(client_order_id)
+    if fault == "fill_after":
+        book.fill(client_order_id)
+    return report
