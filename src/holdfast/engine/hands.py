@@ -1,9 +1,7 @@
-"""The operator's hands: adopt, close and clear, each one commit that says who did it, when, and what it changed.
+"""The operator's hands: adopt, close and clear, each one :mod:`audited <holdfast.engine.audited>` commit.
 
 Invariants:
 
-* A context that a live process owns is left alone: the commit expects the owner row, raises its epoch and lets go of
-  it, so that whoever owned it and only slept is fenced.
 * What a hand does to one row is completed by the same reconciling that recovery does, in the same commit: every
   invariant holds afterwards.
 * No byte is thrown away: what is cleared stays in quarantine, marked as released.
@@ -12,56 +10,33 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
-import socket
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-import msgspec
-
-from ..contract import Key, KeyPrefix
-from ..domains import context_key, guard_key, ledger_key, risk_key, to_mapping
-from ..errors import ConflictError, HeldError, InvalidInputError, NotFoundError, UnavailableError
-from ..names import Context, unquote
+from ..contract import Key
+from ..domains import context_key, guard_key, ledger_key
+from ..errors import ConflictError, InvalidInputError, NotFoundError
+from ..names import Context
 from ..quarantine import kept_rows, released_key
-from ..rows import Audit, Event, Guard, Outage, Owner, Row, SessionRow, Signal
+from ..rows import Event, Guard, Outage, Signal
 from ..rules.candles import MINUTE_MS, Candle
 from ..rules.drafts import stored_failures
 from ..rules.params import Params, get_config
-from ..rules.signals import Spec, State, Transition, take_over
-from ..store import Loaded, Store
+from ..rules.signals import State, Transition, take_over
+from ..store import Store
+from .audited import Audited, Done, Wanted
 from .commits import changes, outage_key
 from .lanes import Sleep, commit_surely
 from .outbox import trade_of
 from .plan import ended
 from .reconcile import Plan, reconcile
-from .recovery import Looked, look
+from .recovery import Looked
 from .salvaging import context_of, readable
 from .session import wall_clock_ms
-from .worker import Life, Watch, describe
+from .worker import Watch
 
-MAX_ATTEMPTS = 20
 FARTHEST_MS = 7 * 1440 * MINUTE_MS
 """How far from the last decision the present may be before a time has to be named: a paper market has its own."""
-
-_NOT_TOLD = ("guard", "owner", "audit", "quarantine")
-
-
-class Done(NamedTuple):
-    """What a hand did."""
-
-    audit: Audit
-    event: Event | None = None
-
-
-class _Wanted(NamedTuple):
-    """What is to be committed, worked out from what was read."""
-
-    changes: dict[Key, Row | None]
-    expect: dict[Key, int]
-    event: Event | None = None
-    released: Key | None = None
 
 
 class Hands:
@@ -89,14 +64,13 @@ class Hands:
         sleep: Sleep = asyncio.sleep,
         watch: Watch | None = None,
     ) -> None:
-        self._store, self._operator, self._why = store, operator, why
-        self._params = get_config() if params is None else params
-        self._risk_names = dict(risk_names or {})
+        self._store, self._operator = store, operator
         self._clock, self._sleep = clock, sleep
-        self._watch = watch or (Watch(store) if store.guarantees.shared else None)
-        self._writer = store.writer("operator")
-        self._names: tuple[str, ...] = ()
-        """Risk profiles of the context that was looked at last."""
+        self._audited = Audited(
+            store, operator=operator, why=why, params=get_config() if params is None else params,
+            risk_names=risk_names or {}, clock=clock, sleep=sleep,
+            watch=watch or (Watch(store) if store.guarantees.shared else None),
+        )  # fmt: skip
 
     @property
     def now_ms(self) -> int:
@@ -120,9 +94,11 @@ class Hands:
             raise InvalidInputError(
                 f"{key} cannot be adopted, only a signal, schedule, partial or session row: clear it"
             )
-        return await self._do("adopt", str(key), key.entity_name, context, lambda seen: self._adopted(key, seen))
+        return await self._audited.commit(
+            "adopt", str(key), key.entity_name, context, lambda seen: self._adopted(key, seen)
+        )
 
-    async def _adopted(self, key: Key, seen: Looked) -> _Wanted:
+    async def _adopted(self, key: Key, seen: Looked) -> Wanted:
         held = await self._store.quarantined(key.domain, key.entity_name)
         row = readable(key, seen.context, held)
         domain = {"schedule": "scheduled"}.get(key.domain, key.domain)
@@ -135,13 +111,13 @@ class Hands:
             more = {domain: row, "session_lost": False, "signal_stopped": seen.found.signal_stopped}
         elif key.domain != "signal":
             more = {domain: row}
-        plan = reconcile(seen.context, seen.found._replace(**more), self._names)
+        plan = reconcile(seen.context, seen.found._replace(**more), self._audited.names)
         if key in plan.changes and plan.changes[key] is None:
             reason = next(repair.message for repair in plan.repairs if repair.key == key)
             raise InvalidInputError(f"{key}: {reason}: clear it")
         freed, expect = await self._store.release_changes(key)
-        return _Wanted(
-            {**freed, key: row, **plan.changes, **await self._guards(plan.profiles, expect)},
+        return Wanted(
+            {**freed, key: row, **plan.changes, **await self._audited.guards(plan.profiles, expect)},
             {**expect, key: 0}, released=key,
         )  # fmt: skip
 
@@ -161,7 +137,7 @@ class Hands:
         if failures := stored_failures(signal):
             raise InvalidInputError(f"the position cannot be watched: {'; '.join(failures)}")
 
-        async def wanted(seen: Looked) -> _Wanted:
+        async def wanted(seen: Looked) -> Wanted:
             state = seen.plan.state
             stands = state.signal or state.scheduled
             self._require_free(seen, context)
@@ -170,10 +146,10 @@ class Hands:
             if signal.id in state.closed_ids or await self._store.get(ledger_key(context, signal.id)):
                 raise InvalidInputError(f"the id {signal.id!r} was used before: name another with --id")
             candle = self._candle(state, at_ms, signal.price_open)
-            return await self._moved(seen, take_over(state, self._spec(seen), candle, signal))
+            return await self._moved(seen, take_over(state, self._audited.spec(seen), candle, signal))
 
         name = context_key("signal", context).entity_name
-        return await self._do("adopt", str(context), name, context, wanted)
+        return await self._audited.commit("adopt", str(context), name, context, wanted)
 
     # ------------------------------------------------------------------ close
 
@@ -193,17 +169,19 @@ class Hands:
         Crash: All of it is done, or nothing; the trade is written a moment later, or by the next run.
         """
 
-        async def wanted(seen: Looked) -> _Wanted:
+        async def wanted(seen: Looked) -> Wanted:
             state = seen.plan.state
             if state.signal is None and state.scheduled is None:
                 self._require_free(seen, context)
                 raise NotFoundError(f"{context}: nothing is open and nothing waits")
             candle = self._candle(state, at_ms, price)
-            transition = ended(state, self._spec(seen), candle, price, "operator")
+            transition = ended(state, self._audited.spec(seen), candle, price, "operator")
             assert transition is not None
             return await self._moved(seen, transition)
 
-        done = await self._do("close", str(context), context_key("signal", context).entity_name, context, wanted)
+        done = await self._audited.commit(
+            "close", str(context), context_key("signal", context).entity_name, context, wanted
+        )
         if done.event is not None and done.event.kind == "closed":
             await self._record(context, done.event)
         return done
@@ -230,27 +208,27 @@ class Hands:
         owner = key.entity_id if key.domain == "risk" else key.entity_name
         context = await context_of(self._store, owner)
 
-        async def wanted(seen: Looked | None) -> _Wanted:
+        async def wanted(seen: Looked | None) -> Wanted:
             if self._store.is_stopped(key):
                 return await self._released(key, seen)
             return await self._removed(key, seen)
 
-        return await self._do("clear", str(key), owner, context, wanted)
+        return await self._audited.commit("clear", str(key), owner, context, wanted)
 
-    async def _released(self, key: Key, seen: Looked | None) -> _Wanted:
+    async def _released(self, key: Key, seen: Looked | None) -> Wanted:
         freed, expect = await self._store.release_changes(key)
         plan: Plan | None = None
         if seen is not None:
             # While its session row is in quarantine, reconciling leaves a hole in the numbers: keep it so.
             stopped = seen.found.signal_stopped and key.domain != "signal"
-            plan = reconcile(seen.context, seen.found._replace(signal_stopped=stopped), self._names)
+            plan = reconcile(seen.context, seen.found._replace(signal_stopped=stopped), self._audited.names)
         profiles = () if plan is None else plan.profiles
         if key.domain == "risk":
             profiles = tuple({*profiles, key.entity_name})
-        guards = await self._guards(profiles, expect)
-        return _Wanted({**freed, **(plan.changes if plan else {}), **guards}, expect, released=key)
+        guards = await self._audited.guards(profiles, expect)
+        return Wanted({**freed, **(plan.changes if plan else {}), **guards}, expect, released=key)
 
-    async def _removed(self, key: Key, seen: Looked | None) -> _Wanted:
+    async def _removed(self, key: Key, seen: Looked | None) -> Wanted:
         if key.domain not in ("partial", "risk"):
             remedy = "close it" if key.domain in ("signal", "schedule") else "the engine keeps it in order by itself"
             raise InvalidInputError(f"{key} is not in quarantine, and means something: {remedy}")
@@ -267,107 +245,13 @@ class Hands:
         profiles = set(() if seen is None else seen.plan.profiles) | (
             {key.entity_name} if key.domain == "risk" else set()
         )
-        return _Wanted(
+        return Wanted(
             {**plan_changes, key: None, **{released_key(one): row for one, row in kept.items()},
-             **await self._guards(tuple(profiles), expect)},
+             **await self._audited.guards(tuple(profiles), expect)},
             expect,
         )  # fmt: skip
 
-    # ------------------------------------------------------------------ the commit
-
-    async def _do(
-        self, action: Any, target: str, name: str, context: Context | None, wanted: Callable[[Any], Any]
-    ) -> Done:
-        """Commit what ``wanted`` makes of what is stored, with the audit, under the owner row; again where it moved."""
-        owner_key = Key("owner", name, "owner")
-        for _ in range(MAX_ATTEMPTS):
-            owner = await self._unowned(owner_key, name if context is None else str(context))
-            seen = None if context is None else await self._look(context)
-            want: _Wanted = await wanted(seen)
-            expect = {owner_key: 0 if owner is None else owner.version, **want.expect}
-            rows = dict(want.changes)
-            if seen is not None:
-                for domain in ("session", "signal", "schedule"):
-                    key = context_key(domain, cast("Context", context))
-                    expect.setdefault(key, seen.versions.get(key, 0))
-            audit = await self._audit(action, target, rows)
-            audit_key = Key("audit", name, f"{audit.at_ms:015d}-{secrets.token_hex(4)}")
-            rows[audit_key] = audit
-            expect[audit_key] = 0
-            if owner is not None:
-                rows[owner_key] = self._next_owner(owner.row)
-            try:
-                await commit_surely(self._writer, rows, expect, sleep=self._sleep)
-            except ConflictError:
-                continue
-            if want.released is not None:
-                self._store.released(want.released)
-            return Done(audit, want.event)
-        raise UnavailableError(f"{target}: it changes too often: end the bot that writes it")
-
-    async def _unowned(self, owner_key: Key, what: str) -> Loaded[Owner] | None:
-        """Return the owner row, once it is certain that nobody alive stands behind it; takes up to a lease."""
-        while True:
-            found, _ = await self._store.salvage(owner_key)
-            loaded = cast("Loaded[Owner] | None", found.get(owner_key))
-            if loaded is None or self._watch is None or loaded.row.released:
-                return loaded
-            holder = loaded.row.holder
-            life, beat = (await self._watch.look(holder))[holder]
-            if life is Life.DEAD or beat is None:
-                return loaded
-            if life is Life.ALIVE:
-                raise HeldError(
-                    f"{what} is owned by {describe(loaded.row)}, which is alive: end it first", key=owner_key
-                )
-            await self._sleep(min(beat.lease_seconds / 20, 1.0))
-
-    def _next_owner(self, owner: Owner) -> Owner:
-        return msgspec.structs.replace(
-            owner, holder="operator", epoch=owner.epoch + 1, host=socket.gethostname(), pid=os.getpid(),
-            since_ms=self._clock(), released=True,
-        )  # fmt: skip
-
-    async def _audit(self, action: Any, target: str, rows: Mapping[Key, Row | None]) -> Audit:
-        told = [key for key in rows if key.domain not in _NOT_TOLD]
-        found, _ = await self._store.salvage(*told)
-        before = {str(key): _plain(found[key].row) if key in found else None for key in told}
-        after: dict[str, Any] = {}
-        for key in told:
-            row = rows[key]
-            after[str(key)] = None if row is None else _plain(row)
-        kept = sorted(str(key) for key, row in rows.items() if key.domain == "quarantine" and row is not None)
-        if kept:
-            after["kept"] = kept
-        return Audit(
-            action=action, target=target, by=self._operator, at_ms=self._clock(), why=self._why, before=before,
-            after=after,
-        )  # fmt: skip
-
     # ------------------------------------------------------------------ what is there
-
-    async def _look(self, context: Context) -> Looked:
-        names = self._risk_names.get(context.strategy_name)
-        if names is None:
-            names = await self._held_names(context)
-        self._names = names
-        return await look(self._store, context, names, now_ms=self._clock(), lifetime_ms=self._lifetime_ms())
-
-    async def _held_names(self, context: Context) -> tuple[str, ...]:
-        """Return the profiles in which it holds slots: which others its strategy has is not known here."""
-        session_key = context_key("session", context)
-        found, _ = await self._store.salvage(session_key)
-        if session_key in found:
-            return cast("SessionRow", found[session_key].row).risk_names
-        mine = risk_key("-", context).entity_id
-        held = [key.entity_name for key in await self._store.keys(KeyPrefix("risk")) if key.entity_id == mine]
-        return tuple(name for name in map(unquote, held) if isinstance(name, str))
-
-    def _lifetime_ms(self) -> int:
-        return self._params.max_signal_lifetime_minutes * MINUTE_MS
-
-    def _spec(self, seen: Looked) -> Spec:
-        return Spec(seen.context, MINUTE_MS, self._params, self._names)
 
     def _require_free(self, seen: Looked, context: Context) -> None:
         for domain in ("signal", "schedule", "session"):
@@ -385,10 +269,10 @@ class Hands:
             )
         return Candle(max(opened_ms, state.last_candle_ms), price, price, price, price, 0.0)
 
-    async def _moved(self, seen: Looked, transition: Transition) -> _Wanted:
+    async def _moved(self, seen: Looked, transition: Transition) -> Wanted:
         """Return the rows of a transition, and of what had to be reconciled before it."""
         context, state = seen.context, seen.plan.state
-        held, names = seen.plan.risk_names, self._names
+        held, names = seen.plan.risk_names, self._audited.names
         keys = {guard_key(name) for name in (*held, *names)} | {Key("guard", n, "guard") for n in seen.plan.profiles}
         found, _ = await self._store.salvage(*keys)
         guards = {key: cast("Guard", loaded.row) for key, loaded in found.items()}
@@ -402,16 +286,4 @@ class Hands:
         if state.last_candle_ms and first_ms <= last_ms:  # nobody was asked on these
             row_key = outage_key(context_key("outage", context).entity_name, first_ms)
             merged[row_key] = Outage(from_ms=first_ms, to_ms=last_ms)
-        return _Wanted(merged, expect, event=transition.events[-1])
-
-    async def _guards(self, profiles: tuple[str, ...], expect: dict[Key, int]) -> dict[Key, Row]:
-        """Return the next guard of each profile (by its quoted name), and expect the present one."""
-        keys = [Key("guard", profile, "guard") for profile in profiles]
-        found, _ = await self._store.salvage(*keys)
-        expect |= {key: found[key].version if key in found else 0 for key in keys}
-        return {key: Guard(changes=cast("Guard", found[key].row).changes + 1 if key in found else 1) for key in keys}
-
-
-def _plain(row: Row) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(to_mapping(row)))  # as it lies on the medium
-    return plain
+        return Wanted(merged, expect, event=transition.events[-1])
