@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 from fakes import Bot, FakeMarket, candle, flat, memory_store, minute_ms, proposal, session_of
 
 from holdfast.contract import Backend, Guarantees, Key, KeyPrefix, Op, Record
@@ -38,6 +39,8 @@ class Switched(Around):
         super().__init__(backend)
         self.how: How = ""
         self.back = asyncio.Event()
+        self.delay_seconds = 0.0
+        """How long every commit takes, though reads do not."""
         self.commits = 0
         """How many were applied."""
         self.dies_after = 0
@@ -78,6 +81,8 @@ class Switched(Around):
             case "request lost":
                 self.how = "gone"
                 raise UnknownOutcomeError("the request was lost, or is on its way")
+        if self.delay_seconds:
+            await asyncio.sleep(self.delay_seconds)
         number = await super().commit(scope, changes, expect, op=op)
         self.commits += 1
         if self.commits == self.dies_after:
@@ -201,6 +206,10 @@ class Process:
         if isinstance(news, Event):
             self.place.told.append(news)
 
+    def be_patient(self) -> None:
+        """Wait for the store as long as it takes, from now on: how quick the machine is must not decide anything."""
+        self.health.policy = self.place.policy = msgspec.structs.replace(self.place.policy, patience_seconds=600.0)
+
     async def start(self) -> Session:
         """Recover, and begin where nothing was."""
         self.session = await session_of(self.bot, self.store, health=self.health)
@@ -208,9 +217,9 @@ class Process:
 
     def die(self) -> None:
         """End without a word: nothing is flushed, and the lock goes with the process."""
-        if self.session.background.task is not None:
-            self.session.background.task.cancel()
-        self.session.background.cancel()
+        if self.session.writer.background.task is not None:
+            self.session.writer.background.task.cancel()
+        self.session.writer.background.cancel()
         for space in self.spaces:
             space.close()
         if self.health._timer is not None:

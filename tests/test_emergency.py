@@ -34,6 +34,7 @@ async def untroubled(tmp_path: Path, *candles: Any, **bot: Any) -> dict[str, Any
 
 async def settled(process: Process) -> None:
     """Merge what is kept, as the background does within a second."""
+    process.be_patient()
     await process.session.flush()
     while process.session.outbox.has_early:
         await process.session.flush()
@@ -83,6 +84,31 @@ async def test_levels_on_the_way_to_an_exit_are_kept_in_their_order(tmp_path: Pa
     await sound(process.store)
     assert await stored(process.store) == await untroubled(tmp_path, *way)
     assert [event.number for event in place.told] == [1, *(event.number for event in told)]
+
+
+async def test_a_store_that_is_slow_at_every_commit_gets_what_was_kept_all_the_same(tmp_path: Path) -> None:
+    place = Place(tmp_path, patience_seconds=0.05)
+    process = await place.process()
+    session = await process.start()
+    await stepped(session, candle(0, 43000))
+    await session.flush()
+    process.backend.delay_seconds = 0.2  # four times as long as an exit waits for it
+    (closed,) = await stepped(session, TARGET)
+    assert session.unsaved == 1
+    for _ in range(100):
+        try:
+            await session.flush()
+        except UnavailableError:
+            continue
+        break
+    assert session.unsaved == 0, "however often nobody waited for its end, the merge came to one"
+    assert closed.kind == "closed"
+    process.backend.delay_seconds = 0.0
+    await settled(process)
+    await session.close()
+    await sound(process.store)
+    assert await stored(process.store) == await untroubled(tmp_path, candle(0, 43000), TARGET)
+    assert [event.number for event in place.told] == [1, 2]
 
 
 async def test_an_entry_is_never_kept(tmp_path: Path) -> None:
@@ -160,13 +186,14 @@ async def closing(place: Place, steps: Steps, dies_after: int, how: How) -> tupl
     process.steps = steps
     left, steps.left = steps.left, -1
     session = await process.start()
-    session.background.soon = lambda: None  # type: ignore[method-assign]  # each step is taken by the test
+    session.writer.background.soon = lambda: None  # type: ignore[method-assign]  # each step is taken by the test
     await stepped(session, candle(0, 43000))
     steps.left, steps.done = left, 0
     end = "lived"
     try:
         process.backend.go(how)
         await stepped(session, TARGET)
+        process.be_patient()
         process.backend.go("")
         process.backend.commits, process.backend.dies_after = 0, dies_after
         await settled(process)
@@ -198,6 +225,7 @@ async def test_killed_at_any_step_of_keeping_and_merging_the_next_start_ends_as_
                 assert step > 2, "the run had fewer steps than it must have"
                 break
             kills += 1
+            place.policy = policy_of(place.path)
             before = list(place.told)
             for _ in range(2):  # recovering twice is recovering once
                 process = await place.process()

@@ -14,8 +14,8 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar, cast
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..contract import Key
 from ..domains import context_key
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NO_STORE = (UnavailableError, UnknownOutcomeError, FailedError)
+_PATIENT_TIMES = 10
 
 
 class Lifeline:
@@ -61,6 +62,8 @@ class Lifeline:
         self._has_lease = has_lease
         self._hung: asyncio.Future[int] | None = None
         """A commit that was given up, though it may still be under way."""
+        self._merging: asyncio.Task[bool] | None = None
+        """A merge under way. It goes on when nobody waits for it any more: a slow store must come to its end too."""
         self._guards_unknown = False
         """The guard rows of the next exit could not be read, so that only a merge can rewrite them."""
         self.overtaken: list[Kept] = []
@@ -69,7 +72,7 @@ class Lifeline:
     @property
     def owes(self) -> bool:
         """Whether the store is to be asked or told something before anything else."""
-        return self.is_ahead or self._hung is not None
+        return self.is_ahead or self._hung is not None or self._merging is not None
 
     @property
     def kept(self) -> list[Kept]:
@@ -161,16 +164,39 @@ class Lifeline:
 
         Crash: All of it is in the store or none; merging again leaves out what is there.
         """
+        if self._merging is None:
+            self._merging = asyncio.get_running_loop().create_task(self._measured(self._merge(tenure, recovering)))
+            self._merging.add_done_callback(_looked_at)
+        task, seconds = self._merging, self._health.policy.patience_seconds
+        try:
+            # Where no exit waits for it, it may take the time that it takes, though not for ever.
+            await asyncio.wait((task,), timeout=_PATIENT_TIMES * seconds if recovering else seconds)
+        except asyncio.CancelledError:
+            await self._give_up_merging()
+            raise
+        if not task.done():
+            raise UnavailableError(f"{self._context}: the merge of the emergency journal takes over {seconds:g} s")
+        self._merging = None
+        try:
+            return task.result()
+        except UnknownOutcomeError as error:
+            raise UnavailableError(f"{self._context}: what is in the emergency journal waits: {error}") from error
+
+    async def _measured(self, work: Coroutine[Any, Any, T]) -> T:
         number = self._health.began()
         try:
-            merged = await self._in_time(self._merge(tenure, recovering))
+            done = await work
         except BaseException as error:
             self._health.ended(number, error)
-            if isinstance(error, UnknownOutcomeError):
-                raise UnavailableError(f"{self._context}: what is in the emergency journal waits: {error}") from error
             raise
         self._health.ended(number)
-        return merged
+        return done
+
+    async def _give_up_merging(self) -> None:
+        task, self._merging = self._merging, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     # ------------------------------------------------------------------ the store
 
@@ -212,13 +238,14 @@ class Lifeline:
         if task.done():
             return task.result()
         task.cancel()
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # somebody must look at it
+        task.add_done_callback(_looked_at)
         if hangs:
             self._hung = cast("asyncio.Future[int]", task)
         raise UnavailableError(f"{self._context}: the store gave no answer within {seconds:g} s")
 
     async def settle(self) -> None:
-        """Wait until no commit that was given up is under way; for the end of a session. Raises nothing."""
+        """Give up the merge, and wait until no commit is under way; for the end of a session. Raises nothing."""
+        await self._give_up_merging()
         if self._hung is not None:
             await asyncio.gather(self._hung, return_exceptions=True)
 
@@ -267,3 +294,9 @@ class Lifeline:
         if not (self._health.policy.exit_without_lease or self._has_lease()):  # it may have run out meanwhile
             await emergency.withdraw(self._context, new.number)
             raise UnavailableError(f"{self._context}: its lease ran out: whoever owns it now makes the exit")
+
+
+def _looked_at(done: asyncio.Future[Any]) -> None:
+    """Look at how a task ended for which nobody may be waiting any more."""
+    if not done.cancelled():
+        done.exception()
