@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 from collections.abc import Sequence
 
 import msgspec
@@ -79,7 +80,7 @@ class PaperBroker:
 
     async def _ask(self, ask: Ask, *, changes: bool = False) -> Tell:
         """Ask on a connection of its own; ``changes``: without an answer it is not known whether it was done."""
-        ask.account, ask.features = self._account, self._features
+        ask.account, ask.features, ask.sender = self._account, self._features, os.getpid()
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 reader, writer = await asyncio.open_connection(*self._where, limit=LONGEST_LINE_BYTES)

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import cast
 
@@ -24,8 +25,12 @@ import msgspec
 from ..engine.broker import Features
 from ..errors import InvalidInputError, UnavailableError
 from .paper import PaperBroker
-from .paper_book import PaperBook
-from .paper_wire import ON_CANCEL, Ask, Books, Fault, Faults, Tell
+from .paper_book import PaperBook, cancelled, submitted
+from .paper_wire import ON_CANCEL, Ask, Books, Fault, Faults, Heard, Tell
+
+
+_MOST_HEARD = 20_000
+"""So many submissions are remembered, the newest."""
 
 
 class PaperVenue:
@@ -41,6 +46,7 @@ class PaperVenue:
         self._faults, self._chance = Faults(), random.Random(0)
         self._down_until = 0.0
         self._late: set[asyncio.Task[None]] = set()
+        self._heard: deque[Heard] = deque(maxlen=_MOST_HEARD)
 
     def book(self, account: str) -> PaperBook:
         """Return the books of an account."""
@@ -91,6 +97,10 @@ class PaperVenue:
                 self._faults = ask.faults or Faults()
                 self._chance = random.Random(self._faults.seed)
                 self._down_until = time.monotonic() + self._faults.down_seconds
+            case "heard":
+                heard = list(self._heard)
+                self._heard.clear()
+                return Tell(heard=heard)
             case "witness":
                 return Tell(
                     books={
@@ -143,10 +153,13 @@ class PaperVenue:
             return Tell(report=report)
         if ask.request is None:
             return Tell(error="a submission without a request")
-        if fault == "reject":
-            return Tell(report=book.refuse(ask.request))
-        part = {"partial": self._faults.part, "part_only": self._faults.part, "resting": 0.0}.get(fault, 1.0)
-        return Tell(report=book.submit(ask.request, part=part, rests=fault != "part_only"))
+        report = submitted(book, ask.request, fault, self._faults.part)
+        heard = Heard(
+            at_seconds=time.monotonic(), at_ms=time.time_ns() // 1_000_000, sender=ask.sender, account=ask.account,
+            request=ask.request, report=report,
+        )  # fmt: skip
+        self._heard.append(heard)
+        return Tell(report=report)
 
 
 class VenueProcess:
@@ -197,6 +210,10 @@ class VenueProcess:
         """Return what the venue knows of an account."""
         none = Books(orders=[], positions=[], refused={})
         return self.ask(Ask(op="witness")).books.get(PaperBroker(self.address, key=key).account, none)
+
+    def heard(self) -> list[Heard]:
+        """Return every submission that reached it since the last time, oldest first."""
+        return self.ask(Ask(op="heard")).heard
 
     def close(self) -> None:
         """End it and wait for its end. Repeatable."""

@@ -11,7 +11,7 @@ from ..engine.broker import Features, OrderReport, OrderRequest, VenuePosition
 LONGEST_LINE_BYTES = 16 * 1024 * 1024
 
 Op = Literal[
-    "submit", "find", "cancel", "open_orders", "history", "positions", "price", "fill", "faults", "witness"
+    "submit", "find", "cancel", "open_orders", "history", "positions", "price", "fill", "faults", "witness", "heard"
 ]  # fmt: skip
 Fault = Literal[
     "",
@@ -56,6 +56,8 @@ class Ask(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     op: Op
     account: str = ""
+    sender: int = 0
+    """The process that asks."""
     features: Features | None = None
     """What the client thinks that the venue promises."""
     symbol: str | None = None
@@ -77,6 +79,20 @@ class Books(msgspec.Struct, kw_only=True):
     """How many requests it refused, by reason."""
 
 
+class Heard(msgspec.Struct, frozen=True, kw_only=True):
+    """One submission, as it reached the venue: in its own words, whatever the sender thinks."""
+
+    at_seconds: float
+    """``CLOCK_MONOTONIC`` of the venue's machine."""
+    at_ms: int
+    """Its wall clock."""
+    sender: int
+    account: str
+    request: OrderRequest
+    report: OrderReport
+    """What it made of it there and then."""
+
+
 class Tell(msgspec.Struct, kw_only=True, omit_defaults=True):
     """An answer."""
 
@@ -84,4 +100,5 @@ class Tell(msgspec.Struct, kw_only=True, omit_defaults=True):
     reports: list[OrderReport] = []
     positions: list[VenuePosition] = []
     books: dict[str, Books] = {}
+    heard: list[Heard] = []
     error: str = ""
