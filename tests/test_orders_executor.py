@@ -609,7 +609,8 @@ async def test_a_position_without_an_order_is_closed_and_the_user_is_told_to_loo
     assert (await live(desk, store))[-1] == CLOSED
     assert desk.broker.sent == []
     told = [str(failure.error) for failure in desk.bot.errors if failure.where == "orders"]
-    assert len(told) == 1
-    assert "was closed without an order" in told[0] and SIGNAL_ID in told[0]
+    assert len(told) == 2
+    assert "is open and has no order" in told[0] and "holdfast adopt" in told[0], "at the start, in time to mend it"
+    assert "was closed without an order" in told[1] and SIGNAL_ID in told[1]
     await sound(store)
     await store.close()

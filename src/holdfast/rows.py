@@ -343,10 +343,12 @@ class Order(Row, frozen=True, kw_only=True, omit_defaults=True):
     """What it was to close and the venue no longer had: a stop there, a liquidation or another hand was first."""
     venue_id: str = ""
     epoch: int
-    """Of the owner that committed it first."""
+    """Of the owner that committed it first; 0 for one that an operator adopted."""
     intended_at_ms: int
     expires_at_ms: int
     """From then on the venue is asked to refuse it."""
+    adopted: bool = False
+    """Nobody sent it: it stands for a position that was there, and that an operator put under watch."""
     note: str = ""
 
 

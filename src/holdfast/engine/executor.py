@@ -157,6 +157,7 @@ class Executor:
             if self._is_doubtful(order):
                 self._doubtful.add(order.client_order_id)
         self._session, self._over = session, False
+        await self._tell_lacking()
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"orders {session.context}")
 
     def refusal(self, state: State) -> InvalidInputError | None:
@@ -439,6 +440,8 @@ class Executor:
 
     def _is_doubtful(self, order: Order) -> bool:
         """Whether the venue must be asked once more when an ended order can no longer change."""
+        if order.adopted:
+            return False  # it was never sent
         if self.terms.features.refuses_repeated_ids != "always":
             return is_ended(order)
         return order.state in ("cancelled", "expired")
@@ -449,6 +452,15 @@ class Executor:
         if may_turn_up(order, self.terms):
             told += "; the venue refuses no late request, so it may still turn up, and an exit may be there twice"
         await self._report(OrderError(told))
+
+    async def _tell_lacking(self) -> None:
+        if self._open_id is not None and not self.book.of(self._open_id):
+            told = (
+                f"signal {self._open_id!r:.80} is open and has no order (opened without a broker, or adopted without "
+                "one), so its exit will be told and not sent: end this run and adopt what the venue holds of it, with "
+                "`holdfast adopt CONTEXT --at-venue --bot BOT.py`"
+            )
+            await self._report(OrderError(told))
 
     async def _tell_orderless(self, signal_id: str) -> None:
         told = (

@@ -13,12 +13,14 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import msgspec
+
 from ..contract import Key
-from ..domains import context_key, guard_key, ledger_key
+from ..domains import context_key, guard_key, ledger_key, order_key
 from ..errors import ConflictError, InvalidInputError, NotFoundError
 from ..names import Context
 from ..quarantine import kept_rows, released_key
-from ..rows import Event, Guard, Outage, Signal
+from ..rows import Event, Guard, Order, Outage, Signal
 from ..rules.candles import MINUTE_MS, Candle
 from ..rules.drafts import stored_failures
 from ..rules.params import Params, get_config
@@ -26,6 +28,7 @@ from ..rules.signals import State, Transition, take_over
 from ..store import Store
 from .audited import Audited, Done, Wanted
 from .commits import changes, outage_key
+from .holdings import Holding, Holdings, order_of
 from .lanes import Sleep, commit_surely
 from .outbox import trade_of
 from .plan import ended
@@ -121,16 +124,29 @@ class Hands:
             {**expect, key: 0}, released=key,
         )  # fmt: skip
 
-    async def take_over(self, context: Context, signal: Signal, *, at_ms: int | None = None) -> Done:
+    async def take_over(
+        self,
+        context: Context,
+        signal: Signal,
+        *,
+        at_ms: int | None = None,
+        holdings: Holdings | None = None,
+        quantity: float | None = None,
+    ) -> Done:
         """Put a position that came about elsewhere under the context's watch, with an ``opened`` event.
 
         Args:
             signal: As it is; its context is ``context``.
             at_ms: When it was put there; default: now.
+            holdings: Of the account that holds it: it gets the order that its exits follow from. Without, it has
+                none, and a bot with a broker tells of its exit and sends nothing.
+            quantity: How much of what the account holds; default: all that no order tells of.
 
         Raises:
-            InvalidInputError: It cannot be true, or something is open, waits or is in quarantine there already.
-            HeldError: A live process owns the context.
+            InvalidInputError: It cannot be true, the account does not hold it, or something is open, waits or is in
+                quarantine there already.
+            HeldError: A live process owns the context, or another scope trades the account.
+            UnavailableError: Orders of the symbol are under way, or somebody cannot be asked now.
 
         Crash: All of it is done, or nothing.
         """
@@ -142,14 +158,61 @@ class Hands:
             stands = state.signal or state.scheduled
             self._require_free(seen, context)
             if stands is not None:
-                raise InvalidInputError(f"{context}: {stands.id!r} is there already: close it first")
+                remedy = "" if holdings is None else "; if it is that position, adopt it with --at-venue alone"
+                raise InvalidInputError(f"{context}: {stands.id!r} is there already: close it first{remedy}")
             if signal.id in state.closed_ids or await self._store.get(ledger_key(context, signal.id)):
                 raise InvalidInputError(f"the id {signal.id!r} was used before: name another with --id")
-            candle = self._candle(state, at_ms, signal.price_open)
-            return await self._moved(seen, take_over(state, self._audited.spec(seen), candle, signal))
+            candle, adopted, orders = self._candle(state, at_ms, signal.price_open), signal, dict[Key, Order]()
+            if holdings is not None:
+                holding = await holdings.foreign(context, signal.position, quantity)
+                adopted = msgspec.structs.replace(signal, extra={"quantity": holding.quantity})
+                orders = self._order(adopted, holding)
+            moved = await self._moved(seen, take_over(state, self._audited.spec(seen), candle, adopted))
+            return moved._replace(
+                changes={**moved.changes, **orders}, expect={**moved.expect, **dict.fromkeys(orders, 0)}
+            )
 
         name = context_key("signal", context).entity_name
         return await self._audited.commit("adopt", str(context), name, context, wanted)
+
+    async def adopt_at_venue(self, context: Context, holdings: Holdings, *, quantity: float | None = None) -> Done:
+        """Give the open signal, which has no order, the one that its exits follow from.
+
+        It was opened before there was a broker, or adopted without one.
+
+        Args:
+            quantity: How much of what the account holds; default: all that no order tells of.
+
+        Raises:
+            NotFoundError: Nothing is open.
+            InvalidInputError: It has orders, or the account does not hold it.
+            HeldError, UnavailableError: As :meth:`take_over`.
+
+        Crash: All of it is done, or nothing.
+        """
+
+        async def wanted(seen: Looked) -> Wanted:
+            self._require_free(seen, context)
+            signal = seen.plan.state.signal
+            if signal is None:
+                raise NotFoundError(
+                    f"{context}: nothing is open: describe the position, with --position and the others"
+                )
+            name = context_key("session", context).entity_name
+            orders = [cast("Order", loaded.row) for loaded in (await self._store.scan("order", name)).values()]
+            if any(order.signal_id == signal.id for order in orders):
+                raise InvalidInputError(f"{context}: {signal.id!r} has its order: there is nothing to adopt")
+            rows = self._order(signal, await holdings.foreign(context, signal.position, quantity))
+            expect: dict[Key, int] = dict.fromkeys(rows, 0)
+            guards = await self._audited.guards(seen.plan.profiles, expect)
+            return Wanted({**seen.plan.changes, **guards, **rows}, expect)
+
+        name = context_key("signal", context).entity_name
+        return await self._audited.commit("adopt", str(context), name, context, wanted)
+
+    def _order(self, signal: Signal, holding: Holding) -> dict[Key, Order]:
+        order = order_of(signal, holding, now_ms=self._clock(), by=self._operator)
+        return {order_key(signal.context, order.client_order_id): order}
 
     # ------------------------------------------------------------------ close
 

@@ -58,33 +58,37 @@ class Venue:
 
     async def submit(self, order: Order) -> OrderReport:
         """Send an order once."""
-        return await _bounded(self._broker.submit(request_of(order)))
+        return await bounded(self._broker.submit(request_of(order)))
 
     async def cancel(self, order: Order) -> OrderReport | None:
         """Ask to cancel an order."""
-        return await _bounded(self._broker.cancel(order.context[1], order.client_order_id))
+        return await bounded(self._broker.cancel(order.context[1], order.client_order_id))
 
     async def resting(self, symbol: str) -> Sequence[OrderReport]:
         """Return the orders of a symbol that rest at the venue, also those of others."""
-        return await _bounded(self._broker.open_orders(symbol))
+        return await bounded(self._broker.open_orders(symbol))
 
     async def positions(self) -> Sequence[VenuePosition]:
         """Return what the account holds."""
-        return await _bounded(self._broker.positions())
+        return await bounded(self._broker.positions())
 
     async def known(self, order: Order) -> tuple[OrderReport | None, int]:
         """Return what the venue knows of an order, by every way there is, and how many times it has it."""
         symbol, name = order.context[1], order.client_order_id
-        found = await _bounded(self._broker.find(symbol, name))
+        found = await bounded(self._broker.find(symbol, name))
         reports = [] if found is None else [found]
         if found is None or self._terms.features.refuses_repeated_ids != "always":
-            reports += await _bounded(self._broker.open_orders(symbol))
-            reports += await _bounded(self._broker.history(symbol, order.intended_at_ms - _HISTORY_MARGIN_MS))
+            reports += await bounded(self._broker.open_orders(symbol))
+            reports += await bounded(self._broker.history(symbol, order.intended_at_ms - _HISTORY_MARGIN_MS))
         return together([one for one in reports if one.client_order_id == name])
 
 
-async def _bounded(asked: Awaitable[T]) -> T:
-    """Wait for the broker, not for ever; whatever else comes out of it leaves the outcome unknown."""
+async def bounded(asked: Awaitable[T]) -> T:
+    """Wait for a call of a broker, not for ever; whatever else comes out of it leaves the outcome unknown.
+
+    Raises:
+        UnknownOutcomeError: It gave no answer, or none that a broker gives.
+    """
     try:
         async with asyncio.timeout(CALL_SECONDS):
             return await asked

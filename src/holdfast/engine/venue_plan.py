@@ -13,16 +13,18 @@ import msgspec
 
 from ..domains import context_key
 from ..names import Context
-from ..rows import Order, Position
+from ..rows import Order
 from ..store import Store
 from .answers import answered
 from .broker import Broker, OrderReport, VenuePosition
+from .holdings import held, told
 from .orders import DUST, Ask, Book, Cancel, Put, Send, Step, Terms, Wait, is_ended, next_step, unfound
 from .venue import Venue
 
-Word = Literal["as_stored", "moved_on", "unknown_at_venue", "foreign_at_venue", "twice_at_venue"]
+Word = Literal["as_stored", "moved_on", "unknown_at_venue", "foreign_at_venue", "twice_at_venue", "without_order"]
 """Of an order: as stored, changed meanwhile, not known there, there and in no row, there more than once. Of a position:
-``unknown_at_venue`` where the venue holds less than the orders tell, ``foreign_at_venue`` where it holds more."""
+``unknown_at_venue`` where the venue holds less than the orders tell, ``foreign_at_venue`` where it holds more;
+``without_order`` for a signal that is open and for which nobody ever sent an order."""
 
 
 class VenueVerdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,13 +72,16 @@ def judge(
         for report in said.resting
         if report.symbol == context.symbol and report.client_order_id not in known
     ]  # fmt: skip
+    if open_id is not None and not book.of(open_id):
+        then = "its exit is told, not sent: holdfast adopt --at-venue"
+        verdicts.append(VenueVerdict(word="without_order", what="position", signal_id=open_id, then=then))
     return (*verdicts, *_positions(context, orders, terms, said))
 
 
 def asked_about(book: Book, open_id: str | None) -> list[Order]:
     """Return the orders that the venue has to be asked about: under way, or of what is open or not wholly closed."""
     live = {open_id, *book.unsettled()}
-    return [order for order in book.orders.values() if order.signal_id in live]
+    return [order for order in book.orders.values() if order.signal_id in live and not order.adopted]
 
 
 def _order(
@@ -110,33 +115,21 @@ def _positions(
     context: Context, orders: Sequence[Order], terms: Terms, said: Answers
 ) -> list[VenueVerdict]:  # fmt: skip
     """Compare what the account holds of the symbol with what the filled orders of all its contexts come to."""
-    side: Position
-    told: list[VenueVerdict] = []
-    by_context: dict[tuple[str, str, str], list[Order]] = {}
-    for order in orders:
-        if order.context[:2] == (context.exchange_name, context.symbol) and order.account == terms.account:
-            now = said.reports.get(order.client_order_id, (None, 0))[0]
-            by_context.setdefault(order.context, []).append(order if now is None else answered(order, now))
-    sums = {"long": 0.0, "short": 0.0}
-    for those in by_context.values():
-        book = Book(those)
-        for signal_id in book.signal_ids():
-            entry = book.entry(signal_id)
-            if entry is not None:
-                sums["long" if entry.side == "buy" else "short"] += book.position(signal_id)
-    for side in ("long", "short"):
-        ours = sums[side]
-        held = sum(one.quantity for one in said.positions if one.symbol == context.symbol and one.side == side)
-        if abs(held - ours) > max(held, ours) * DUST:
-            told.append(
+    verdicts: list[VenueVerdict] = []
+    reports = {name: report for name, (report, _) in said.reports.items() if report is not None}
+    now = [answered(one, reports[one.client_order_id]) if one.client_order_id in reports else one for one in orders]
+    for side, ours in told(now, context.exchange_name, context.symbol, terms.account).items():
+        shown = held(said.positions, context.symbol, side)
+        if abs(shown - ours) > max(shown, ours) * DUST:
+            verdicts.append(
                 VenueVerdict(
-                    word="foreign_at_venue" if held > ours else "unknown_at_venue", what="position",
-                    stored=f"{side} {ours:g}", venue=f"{side} {held:g}",
-                    then="left alone: adopt it, or close it at the venue" if held > ours
+                    word="foreign_at_venue" if shown > ours else "unknown_at_venue", what="position",
+                    stored=f"{side} {ours:g}", venue=f"{side} {shown:g}",
+                    then="left alone: adopt it, or close it at the venue" if shown > ours
                     else "its exit is refused there, and then counts as done: close it here if it is gone",
                 )
             )  # fmt: skip
-    return told
+    return verdicts
 
 
 def _words(step: Step) -> str:
