@@ -28,7 +28,6 @@ from .paper import PaperBroker
 from .paper_book import PaperBook, cancelled, submitted
 from .paper_wire import ON_CANCEL, Ask, Books, Fault, Faults, Heard, Tell
 
-
 _MOST_HEARD = 20_000
 """So many submissions are remembered, the newest."""
 
@@ -145,12 +144,7 @@ class PaperVenue:
     def _do(self, ask: Ask, fault: Fault) -> Tell:
         book = self.book(ask.account)
         if ask.op == "cancel":
-            if fault == "fill_first":
-                book.fill(ask.client_order_id)
-            report = book.cancel(ask.client_order_id)
-            if fault == "fill_after":
-                book.fill(ask.client_order_id)
-            return Tell(report=report)
+            return Tell(report=cancelled(book, ask.client_order_id, fault))
         if ask.request is None:
             return Tell(error="a submission without a request")
         report = submitted(book, ask.request, fault, self._faults.part)
