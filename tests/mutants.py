@@ -193,20 +193,19 @@ ENGINE = [
     Mutant(
         "memory is changed before the commit",
         "session.py",
-        "        if not await self._send(rows | orders, expect, exits=exits):\n            self._tell_kept(transition)\n"
-        "        self.state, self._held = after, held\n",
-        "        self.state, self._held = after, held\n"
-        "        if not await self._send(rows | orders, expect, exits=exits):\n            self._tell_kept(transition)\n",
+        "        await self.writer.commit(self.state, transition, checked)\n        self.state = transition.state\n",
+        "        before, self.state = self.state, transition.state\n"
+        "        await self.writer.commit(before, transition, checked)\n",
         _ENGINE,
     ),
     Mutant(
         "events are told before the commit",
-        "session.py",
-        "        if not await self._send(rows | orders, expect, exits=exits):\n            self._tell_kept(transition)\n"
-        "        self.state, self._held = after, held\n        self.outbox.add(transition.events)\n",
+        "session_writer.py",
+        "        if not await self.send(rows | orders, expect, exits=exits):\n            self._tell_kept(transition)\n"
+        "        self.held = held\n        self.outbox.add(transition.events)\n",
         "        self.outbox.add(transition.events)\n        await self.outbox.tell_next()\n"
-        "        if not await self._send(rows | orders, expect, exits=exits):\n            self._tell_kept(transition)\n"
-        "        self.state, self._held = after, held\n",
+        "        if not await self.send(rows | orders, expect, exits=exits):\n            self._tell_kept(transition)\n"
+        "        self.held = held\n",
         _ENGINE,
     ),
     Mutant(
@@ -235,7 +234,7 @@ ENGINE = [
     ),
     Mutant(
         "rows of delivered events are forgotten when their deletion failed",
-        "session.py",
+        "session_writer.py",
         "            except BaseException as error:\n                self.outbox.put_back(delivered)\n",
         "            except BaseException as error:\n",
         _ENGINE,
@@ -243,9 +242,9 @@ ENGINE = [
     Mutant(
         "a failed write of an exit is not tried again",
         "session.py",
-        "            return await self._settle_once(outcome, candle, reply)\n        except UnavailableError as error:\n"
+        "            return await self.decider.carry_out(outcome, candle, reply, before=self.state, commit=self._commit)\n        except UnavailableError as error:\n"
         "            self._behind.append(candle)\n",
-        "            return await self._settle_once(outcome, candle, reply)\n        except UnavailableError as error:\n",
+        "            return await self.decider.carry_out(outcome, candle, reply, before=self.state, commit=self._commit)\n        except UnavailableError as error:\n",
         _ENGINE,
     ),
     Mutant(

@@ -25,15 +25,15 @@ MODES: list[tuple[str, str, str, str, str]] = [
     ),
     (
         "modes: entries go on whatever the mode",
-        "session.py",
-        "or self.health.mode is not Mode.NORMAL:",
+        "engine/gate.py",
+        "or self._health.mode is not Mode.NORMAL:",
         "or False:",
         f"{_MODES} {_JOURNAL}",
     ),
     (
         "modes: a change is noticed only by who asks anyway",
-        "session.py",
-        '        """Ask again, with the next candle, whether anything may begin."""\n        self._plain = False',
+        "engine/gate.py",
+        '        """Ask again, with the next candle, whether anything may begin."""\n        self.is_plain = False',
         '        """Ask again, with the next candle, whether anything may begin."""\n        pass',
         f"{_MODES} -k one_contexts",
     ),
@@ -75,8 +75,8 @@ MODES: list[tuple[str, str, str, str, str]] = [
     (
         "emergency: recovery leaves what was kept where it is",
         "session.py",
-        "if self._lifeline.is_ahead and await self._merge_kept(self._tenure):",
-        "if False and await self._merge_kept(self._tenure):",
+        "if self.writer.lifeline.is_ahead and await self.writer.merge_kept(tenure):",
+        "if False and await self.writer.merge_kept(tenure):",
         _JOURNAL,
     ),
     (
@@ -88,7 +88,7 @@ MODES: list[tuple[str, str, str, str, str]] = [
     ),
     (
         "emergency: an entry may be kept",
-        "session.py",
+        "session_writer.py",
         "exits = before.signal is not None and not begins(before, after)",
         "exits = True",
         f"{_JOURNAL} -k entry",
@@ -96,8 +96,8 @@ MODES: list[tuple[str, str, str, str, str]] = [
     (
         "emergency: exits outlive the lease",
         "session.py",
-        "self.health, lambda: self.has_lease)",
-        "self.health, lambda: True)",
+        "has_lease=lambda: self.has_lease,",
+        "has_lease=lambda: True,",
         f"{_STORES} lease",
     ),
     (
@@ -109,7 +109,7 @@ MODES: list[tuple[str, str, str, str, str]] = [
     ),
     (
         "emergency: the events of a merge are told again",
-        "session.py",
+        "session_writer.py",
         "        self.outbox.kept.update(event.number for event in transition.events)",
         "        pass",
         _JOURNAL,

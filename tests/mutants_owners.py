@@ -48,9 +48,9 @@ OWNERS: list[tuple[str, str, str, str, str]] = [
     ),
     (
         "owners: nothing is let go of",
-        "engine/session.py",
-        "                    await self._tenure.release()\n",
-        "                    pass\n",
+        "engine/session_writer.py",
+        "                await self.tenure.release()\n",
+        "                pass\n",
         f"{_OWNER} let_go",
     ),
     (

@@ -90,7 +90,7 @@ PLAN: list[tuple[str, str, str, str, str]] = [
     (
         "plan: who says which was first is asked anew after a kill",
         "engine/gap.py",
-        "        session.remember_replies(replies(plans.values()))\n",
+        "        session.decider.remember_replies(replies(plans.values()))\n",
         "",
         f"{_PLAN} asked_once",
     ),
@@ -103,14 +103,14 @@ PLAN: list[tuple[str, str, str, str, str]] = [
     ),
     (
         "hands: the owner is not asked whether it lives",
-        "engine/hands.py",
+        "engine/audited.py",
         "if loaded is None or self._watch is None or loaded.row.released:",
         "if loaded is not None:",
         f"{_HANDS} owner_lives",
     ),
     (
         "hands: the epoch stays, so a sleeping owner goes on",
-        "engine/hands.py",
+        "engine/audited.py",
         "                rows[owner_key] = self._next_owner(owner.row)\n",
         "                rows[owner_key] = owner.row\n",
         f"{_HANDS} 'need_not_wait'",
@@ -118,13 +118,13 @@ PLAN: list[tuple[str, str, str, str, str]] = [
     (
         "hands: what is adopted is not reconciled",
         "engine/hands.py",
-        "{**freed, key: row, **plan.changes, **await self._guards(plan.profiles, expect)}",
+        "{**freed, key: row, **plan.changes, **await self._audited.guards(plan.profiles, expect)}",
         "{**freed, key: row}",
         f"{_HANDS} names_another",
     ),
     (
         "hands: a commit that came between is not noticed",
-        "engine/hands.py",
+        "engine/audited.py",
         "expect.setdefault(key, seen.versions.get(key, 0))",
         "pass",
         f"{_HANDS} between_look",

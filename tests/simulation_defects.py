@@ -116,14 +116,15 @@ DEFECTS = (
     ),
     # the session
     _one(
-        "events are told before their commit", "engine.session:Session._commit",
+        "events are told before their commit", "engine.session_writer:SessionWriter.commit",
         "    expect = {key: 0", "    self.outbox.add(transition.events)\n    expect = {key: 0",
     ),
     _one(
         "memory changes before the commit", "engine.session:Session._commit",
-        "    expect = {key: 0", "    self.state, self._held = after, held\n    expect = {key: 0",
+        "    await self.writer.commit(self.state, transition, checked)",
+        "    before, self.state = self.state, transition.state\n    await self.writer.commit(before, transition, checked)",
     ),
-    _one("an outage is not recorded", "engine.session:Session._send", ", **outages}", "}"),
+    _one("an outage is not recorded", "engine.session_writer:SessionWriter.send", ", **forbidden}", "}"),
     _one("an outage is forgotten when its commit fails", "engine.commits:Outages.put_back", "self._unrecorded.setdefault(row.from_ms, row.to_ms)", "pass"),
     _one("a candle is dropped when the store is away", "engine.session:Session._settle", "self._behind.append(candle)", "pass"),
     _one(

@@ -191,10 +191,10 @@ async def test_one_contexts_refused_commits_end_the_entries_of_all_on_the_store(
     other = Bot(FakeMarket({"BTCUSDT": flat(43000, -10, 30)}), {2: proposal()}, strategy="other")
     idle = await session_of(other, store)
     assert idle.step(candle(0, 43000)) is None
-    assert idle.may_enter(minute_ms(1))
+    assert idle.gate.may_enter(minute_ms(1))
     fail_from_now(backend, 9)
     await stepped(troubled, candle(0, 43000), candle(1, 43000))
-    assert not idle.may_enter(minute_ms(1))
+    assert not idle.gate.may_enter(minute_ms(1))
     assert await stepped(idle, candle(1, 43000)) == []
     assert other.asked == [1]
     backend.faults = []

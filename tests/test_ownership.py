@@ -181,7 +181,7 @@ async def test_whoever_stops_while_it_waits_owns_nothing(two: tuple[Process, Pro
     session = await second.session("wait", recover=False)
     waiting = asyncio.ensure_future(second.recover(session))
     await time.pass_by(LEASE_SECONDS)
-    session.stopping = True
+    session.gate.stopping = True
     await finished(waiting, time, within=2.0)
     with pytest.raises(HeldError):
         await waiting

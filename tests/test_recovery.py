@@ -327,7 +327,7 @@ async def test_two_that_own_the_same_context_end_with_one_owner() -> None:
         await session_of(bot({1: proposal()}), store, holder="b"),
     )
     with pytest.raises(FencedError):
-        first.outages.forbid(1, 2)
+        first.gate.outages.forbid(1, 2)
         await first.flush()
     assert len(await stepped(second, candle(0, 43000))) == 1
     await first.close()

@@ -347,7 +347,7 @@ async def test_delivered_events_go_with_the_next_commit_or_within_a_second(
     assert closing[event_key(CONTEXT, 1)] is None
     assert [key.entity_id for key in await store.scan("outbox")] == ["000000000002"]
     monkeypatch.setattr(holdfast.engine.background, "ACKNOWLEDGE_SECONDS", 0.0)
-    session.background.cancel()
+    session.writer.background.cancel()
     session.flush_soon()
     await until(lambda: event_key(CONTEXT, 2) in faults.made[-1])
     assert await store.scan("outbox") == {}
@@ -358,9 +358,9 @@ async def test_a_background_deletion_that_is_fenced_stops_the_session(store: Sto
     first = await session_of(bot({1: proposal()}), store)
     await stepped(first, candle(0, 43000))
     second = await session_of(bot({}), store)
-    first.background.cancel()
-    first.background.start()
-    await until(lambda: first.background.task is not None and first.background.task.done())
+    first.writer.background.cancel()
+    first.writer.background.start()
+    await until(lambda: first.writer.background.task is not None and first.writer.background.task.done())
     with pytest.raises(FencedError):
         await stepped(first, candle(1, 43000))
     await first.close()
@@ -473,7 +473,7 @@ async def test_a_damaged_slot_lets_nothing_open_under_its_profile(store: Store) 
 async def test_stopping_cancels_what_waits_and_says_so(store: Store) -> None:
     session = await session_of(bot({1: proposal(priceOpen=42500)}), store)
     await stepped(session, candle(0, 43000))
-    session.stopping = True
+    session.gate.stopping = True
     assert await session.stop_scheduled() is not None
     (cancelled,) = await session.deliver()
     assert (cancelled.kind, cancelled.reason) == ("cancelled", "stopped")
@@ -536,10 +536,10 @@ async def test_a_row_that_does_not_wait_keeps_nothing_from_being_scheduled(store
 async def test_recovering_again_lets_a_deletion_in_the_background_finish_first(store: Store) -> None:
     session = await session_of(bot({1: proposal()}), store)
     await stepped(session, candle(0, 43000))
-    session.background.start()
+    session.writer.background.start()
     await session.recover()
     assert await stepped(session, candle(1, 43000)) == []
-    assert session._broken is None and await store.scan("outbox") == {}
+    assert session.writer.broken is None and await store.scan("outbox") == {}
     await session.close()
 
 

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from ..contract import Key
 from ..domains import guard_key, ledger_key, risk_key
 from ..errors import UnavailableError
 from ..rows import Guard, RiskPosition
+from ..rules.candles import MINUTE_MS, Candle
 from ..rules.drafts import InvalidSignalError
 from ..rules.risk import RiskPayload, RiskProfile, RiskRejection
-from ..rules.signals import AskBothHit, AskRisk, AskStrategy, Question, Spec, Transition, answer
+from ..rules.signals import AskBothHit, AskRisk, AskStrategy, Question, Spec, State, Transition, answer
 from ..store import Loaded, Store
+from .commits import begins
+from .gate import Gate
 from .listeners import Failure
 from .settle import Settled, Settler
+from .tenure import GuardMovedError
+
+if TYPE_CHECKING:
+    from .executor import Executor
+
+MAX_CHECKS = 100
+"""How often a risk check is repeated while others change the profile."""
+Commit: TypeAlias = Callable[[Transition, Mapping[Key, Loaded[Guard] | None]], Awaitable[None]]
 
 
 class Decider:
@@ -23,10 +35,68 @@ class Decider:
         spec: The context and its profiles.
         store: Where slots, guards and the ledger lie.
         settler: Puts the questions to the user's code.
+        gate: Whether anything may begin, and the record of where it could not.
+        executor: Of its orders, which may refuse an entry; None without a broker.
     """
 
-    def __init__(self, spec: Spec, store: Store, settler: Settler) -> None:
+    def __init__(self, spec: Spec, store: Store, settler: Settler, gate: Gate, executor: Executor | None) -> None:
         self._spec, self._store, self._settler = spec, store, settler
+        self._gate, self._executor = gate, executor
+
+    def remember_replies(self, replies: Mapping[tuple[str, int], str]) -> None:
+        """Take what was said before of candles that held both stop and target, so that nobody is asked again."""
+        self._settler.replies.update(replies)
+
+    async def carry_out(
+        self, outcome: Transition | Question | None, candle: Candle, reply: Any, *, before: State, commit: Commit
+    ) -> Transition | None:
+        """Settle what a candle's step came to, and have it committed.
+
+        Args:
+            outcome: Of the step.
+            candle: That was stepped.
+            reply: What the strategy replied, if it was asked; None: ask it now.
+            before: The state that was stepped.
+            commit: Persists a transition, under the guards of the profiles that were asked.
+
+        Returns:
+            What was committed; None when nothing came of it.
+
+        Raises:
+            UnavailableError: Nothing was committed; carry it out later.
+            FencedError, FailedError: As ``commit``.
+
+        Crash: As ``commit``.
+        """
+        if isinstance(outcome, AskStrategy):
+            outcome = await self.propose(outcome, reply)
+            if self._settler.failed_ms == candle[0] + MINUTE_MS:
+                self._gate.forbid(candle[0])  # what it would have proposed is not known
+        for _ in range(MAX_CHECKS):
+            decided, checked = await self.decide(outcome)
+            if decided.transition is None:
+                return None
+            if begins(before, decided.transition.state) and not await self._may_begin(decided.transition, candle):
+                self._gate.forbid(candle[0])
+                return None
+            try:
+                await commit(decided.transition, checked)
+            except GuardMovedError:
+                continue
+            await self._settler.tell_risk(decided)
+            return decided.transition
+        raise UnavailableError(f"{self._spec.context}: its risk profiles change too often for a check")
+
+    async def _may_begin(self, transition: Transition, candle: Candle) -> bool:
+        if self._gate.stopping:  # stopped while its user's code was thinking
+            return False
+        refusal = None if self._executor is None else self._executor.refusal(transition.state)
+        if refusal is not None:
+            told = Failure(
+                where="strategy", error=refusal, context=self._spec.context, at_ms=candle[0] + MINUTE_MS
+            )  # fmt: skip
+            await self._settler.listeners.report(told)
+        return refusal is None
 
     async def propose(self, question: AskStrategy, reply: Any) -> Transition | Question | None:
         """Go on from what the strategy replied (None: ask it now); None when nothing comes of it."""

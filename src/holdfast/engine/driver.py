@@ -102,7 +102,7 @@ class Driver:
         """Let nothing more open; the run ends when nothing is open. Repeatable, also before the first candle."""
         self._stop.set()
         if self.session is not None:
-            self.session.stopping = True
+            self.session.gate.stopping = True
 
     def leave(self) -> None:
         """End the run between two candles, whatever is open: somebody else is to go on with it. Repeatable."""
@@ -168,7 +168,7 @@ class Driver:
             sign=sign, on_conflict=self._on_conflict, executor=self._executor(sign),
             health=health_of(store, self._on_trouble),
         )  # fmt: skip
-        session.stopping = self._stop.is_set()
+        session.gate.stopping = self._stop.is_set()
         return session
 
     def _executor(self, sign: SignOfLife | None) -> Executor | None:
@@ -199,7 +199,7 @@ class Driver:
 
     async def _told(self, session: Session) -> Event | None:
         try:
-            return await session.tell_next()
+            return await session.outbox.tell_next()
         except UnavailableError as error:
             await self._report("ledger", error)  # the event stays first; the next candle tries again
             return None
@@ -219,7 +219,7 @@ class Driver:
         gap = self._gap
         if not self._queue or (gap is not None and gap.wants_more(self._queue, self._newest_ms, self._more)):
             return await self._fetch_next(session)
-        if session.is_released:
+        if session.gate.is_released:
             await self._recover(session)
             return True
         if session.executor is not None and not await self._entered(session):
@@ -238,7 +238,7 @@ class Driver:
             quiet = not await self._passed(gap, candle) and quiet
         self.turn.done(candle[0])
         if newest:
-            if session.outages and not session.stopping:
+            if session.gate.outages and not session.gate.stopping:
                 session.flush_soon()
             callbacks = self._strategy.callbacks
             if quiet and self._listeners.wants_ticks(callbacks, "live"):
@@ -266,7 +266,7 @@ class Driver:
     async def _planned(self, gap: Gap) -> bool:
         """Have what was missed planned and decided about before it is stepped; False when that must wait."""
         last = self._queue[-1]
-        may_enter = self._is_fresh(last) and self.session is not None and self.session.may_enter(last[0])
+        may_enter = self._is_fresh(last) and self.session is not None and self.session.gate.may_enter(last[0])
         try:
             await gap.plan(self._queue, last[0] if may_enter else None)
         except UnavailableError as error:
@@ -331,7 +331,7 @@ class Driver:
         recent_ms = newest_ms - _FRESH_MS
         if not watching and start_ms < recent_ms:
             # Nothing is open and nothing may open in the past: only the newest candles can change anything.
-            session.forbid(start_ms, recent_ms - MINUTE_MS)
+            session.gate.forbid(start_ms, recent_ms - MINUTE_MS)
             start_ms = recent_ms
         # From where the window ends, or from where it must begin: at the start an exchange may lag behind what
         # was decided already, and those candles belong to the price as soon as they come.

@@ -122,7 +122,7 @@ class Gap:
         """
         session = self._session
         plans, decisions = await self._on_record()
-        session.remember_replies(replies(plans.values()))
+        session.decider.remember_replies(replies(plans.values()))
         window = Window(session.spec.params.avg_price_candles_count)
         for candle in session.window.candles:
             window.push(candle)

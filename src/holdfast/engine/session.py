@@ -26,8 +26,8 @@ from typing import Any, cast
 import msgspec
 
 from ..contract import Key
-from ..domains import context_key, guard_key
-from ..errors import FailedError, FencedError, HoldfastError, UnavailableError
+from ..domains import context_key
+from ..errors import FailedError, HoldfastError, UnavailableError
 from ..names import Context
 from ..rows import CloseReason, Event, Guard, Owner, Row, Signal
 from ..rules.candles import MINUTE_MS, Candle, Window
@@ -44,33 +44,29 @@ from ..rules.signals import (
     withdraw,
 )
 from ..store import Loaded, Store
-from .background import Background
-from .commits import Outages, begins, changes, vacancies
 from .decider import Decider
 from .emergency import may_be_kept
 from .executor import Executor
+from .gate import Gate
 from .health import Health, health_of
 from .lanes import Sleep
-from .lifeline import Lifeline
 from .listeners import Failure, Listeners, Tick, Trouble
-from .modes import Mode
 from .news import tell_restored, tick_of
 from .outbox import CAP_ROWS, Outbox
 from .ownership import Claim, OnConflict
 from .plan import ended
 from .reconcile import session_row
-from .recovery import Recovered, RecoveryReport, look, recover, stopped_reasons
+from .recovery import Recovered, RecoveryReport, look, recover
 from .registry import ExchangeSpec, StrategySpec
+from .session_writer import SessionWriter
 from .settle import Settler
-from .tenure import GuardMovedError, Tenure
+from .tenure import Tenure
 from .worker import SignOfLife
 
 _log = logging.getLogger("holdfast")
 
 MAX_BEHIND = 10_000
 """How many candles may wait for a store that cannot be used: about a week."""
-MAX_CHECKS = 100
-"""How often a risk check is repeated while others change the profile."""
 
 
 def wall_clock_ms() -> int:
@@ -122,11 +118,6 @@ class Session:
         self.spec = Spec(context, strategy.interval_ms, params, strategy.risk_names)
         self.state = State()
         self.window = Window(params.avg_price_candles_count)
-        self.outbox = Outbox(context, strategy.callbacks, listeners, store, cap_rows=cap_rows, sleep=sleep)
-        self.outages = Outages(context)
-        self._stopping = self._letting_go = False
-        self._plain = False
-        """Nothing stands in the way of an entry: the one thing that a candle which changes nothing has to look at."""
         self._listeners, self._holder = listeners, holder
         self._clock, self._sleep = clock, sleep
         self._sign, self._on_conflict = sign, on_conflict
@@ -137,20 +128,15 @@ class Session:
         self._settler = Settler(
             strategy, exchange, mode="live", params=params, profiles=risk_profiles, listeners=listeners, sleep=sleep
         )
-        self._decider = Decider(self.spec, store, self._settler)
-        self._writer = store.writer(str(context))
-        self._lifeline = Lifeline(context, store, self._writer, self.health, lambda: self.has_lease)
-        self._tenure: Tenure | None = None
-        self._held: tuple[str, ...] = ()
-        self._stopped = False
-        """Something of the context is in quarantine: nothing may open."""
-        self._broken: HoldfastError | None = None
+        self.gate = Gate(context, store, self.health, executor, lambda: self.outbox.crowded)
+        self.decider = Decider(self.spec, store, self._settler, self.gate, executor)
+        outbox = Outbox(context, strategy.callbacks, listeners, store, cap_rows=cap_rows, sleep=sleep)
+        self.writer = SessionWriter(
+            context, store, risk_names=strategy.risk_names, outbox=outbox, gate=self.gate, health=self.health,
+            executor=executor, has_lease=lambda: self.has_lease, tell=self._tell_trouble,
+        )  # fmt: skip
         self._behind: deque[Candle] = deque()
-        self.background = Background(self.flush, self._break)
         self._restored: Signal | None = None
-        self._outage_to_ms = -1
-        self._ignored_version = 0
-        """Of a row in the schedule domain that does not wait, and so was ignored at recovery."""
 
     # ------------------------------------------------------------------ recovery
 
@@ -165,47 +151,38 @@ class Session:
         """
         if self.executor is not None:
             await self.executor.close()
-        await self._flush_last()  # a deletion under the old tenure must not be taken for a takeover
+        await self.writer.flush_last()  # a deletion under the old tenure must not be taken for a takeover
         self.health.join(self, self._listeners)
         await self.health.emergency.open()
         if self._sign is not None:
             await self._sign.join(self)  # first: an owner without a sign of life may be replaced at once
-        found, self._tenure = await self._own()
-        if self._lifeline.is_ahead and await self._merge_kept(self._tenure):
-            found, self._tenure = await self._own()  # and load what that made of it
-        self.state, self._held = found.state, found.risk_names
-        self._stopped = bool(found.report.stopped)
+        found, tenure = await self._own()
+        if self.writer.lifeline.is_ahead and await self.writer.merge_kept(tenure):
+            found, tenure = await self._own()  # and load what that made of it
+        self.state = found.state
         for why in found.report.stopped:
             self._tell_trouble(Trouble(kind="quarantine", context=self.context, why=why))
-        self._ignored_version, self._outage_to_ms = found.ignored_version, found.outage_to_ms
-        self._broken, self._plain, self._letting_go = None, False, False
+        self.gate.recovered(stopped=bool(found.report.stopped), outage_to_ms=found.outage_to_ms)
+        self.writer.recovered(
+            tenure, self.outbox.fresh(), held=found.risk_names, ignored_version=found.ignored_version
+        )  # fmt: skip
         self._behind.clear()
         self.window = Window(self.spec.params.avg_price_candles_count)
-        self.outages = Outages(self.context)
-        self.outbox = self.outbox.fresh()
         self.outbox.add(found.events)
         self._restored = found.state.signal or found.state.scheduled
         if self.executor is not None:
             await self.executor.recover(self)
-            self._stopped = bool(stopped_reasons(self.store, self.context))
+            self.gate.check_quarantine()
         return found.report
 
     async def _own(self) -> tuple[Recovered, Tenure]:
-        claim = Claim(self._on_conflict, None if self._sign is None else self._sign.watch, lambda: self._stopping)
+        claim = Claim(self._on_conflict, None if self._sign is None else self._sign.watch, lambda: self.gate.stopping)
         found = await recover(
-            self.store, self._writer, self.context, holder=self._holder, risk_names=self.spec.risk_names,
+            self.store, self.writer.lane, self.context, holder=self._holder, risk_names=self.spec.risk_names,
             lifetime_ms=self.spec.params.max_signal_lifetime_minutes * MINUTE_MS,
             clock=self._clock, sleep=self._sleep, claim=claim,
         )  # fmt: skip
-        return found, Tenure(self.store, self._writer, self.context, found.owner, found.session, sleep=self._sleep)
-
-    async def _merge_kept(self, tenure: Tenure) -> bool:
-        """Merge what an earlier run left in the emergency journal."""
-        merged = await self._lifeline.merge(tenure, recovering=True)
-        for kept in self._lifeline.overtaken:
-            why = f"commit {kept.number} of the emergency journal was left out: another owner has gone on"
-            self._tell_trouble(Trouble(kind="emergency", context=self.context, why=why))
-        return merged
+        return found, Tenure(self.store, self.writer.lane, self.context, found.owner, found.session, sleep=self._sleep)
 
     async def look(self) -> tuple[str, ...]:
         """Load what is stored without owning it, to plan on; nothing can be committed afterwards.
@@ -217,10 +194,9 @@ class Session:
             self.store, self.context, self.spec.risk_names, now_ms=self._clock(),
             lifetime_ms=self.spec.params.max_signal_lifetime_minutes * MINUTE_MS,
         )  # fmt: skip
-        self.state, self._held = found.plan.state, found.plan.risk_names
-        reasons = stopped_reasons(self.store, self.context)
-        self._stopped, self._outage_to_ms = bool(reasons), found.outage_to_ms
-        return reasons
+        self.state, self.writer.held = found.plan.state, found.plan.risk_names
+        self.gate.recovered(stopped=False, outage_to_ms=found.outage_to_ms)
+        return self.gate.check_quarantine()
 
     async def begin(self, candle_ms: int) -> None:
         """Put on record that the context runs for the first time, from the candle that opens at ``candle_ms``.
@@ -231,12 +207,12 @@ class Session:
         Crash: It begins later.
         """
         state = msgspec.structs.replace(self.state, last_candle_ms=candle_ms - MINUTE_MS)
-        self.outages.forbid(0, candle_ms - MINUTE_MS)
-        self.outages.allow()
+        self.gate.forbid(0, candle_ms - MINUTE_MS)
+        self.gate.outages.allow()
         rows: dict[Key, Row | None] = {
-            context_key("session", self.context): session_row(self.context, state, self._held)
+            context_key("session", self.context): session_row(self.context, state, self.writer.held)
         }
-        await self._send(rows, {})
+        await self.writer.send(rows, {})
         self.state = state
 
     async def tell_restored(self) -> None:
@@ -268,10 +244,10 @@ class Session:
 
         Crash: Before the awaited part returns, all of the transition or nothing is stored; after it, all.
         """
-        if not (self._plain and entries):
-            if self._broken is not None or self._behind:
+        if not (self.gate.is_plain and entries):
+            if self.writer.broken is not None or self._behind:
                 return self._step_late(candle, entries)
-            entries = self._entries(candle, entries)
+            entries = self.gate.opens(candle[0], entries, last_ms=self.state.last_candle_ms)
         if self.executor is not None and self.executor.holds_candles:
             return self._step_entered(candle, entries)
         self.window.push(candle)
@@ -283,61 +259,30 @@ class Session:
             try:
                 reply = self._settler.ask_now(outcome)
             except Exception as error:  # a strategy that raises proposes nothing
-                self._plain = False
-                self.outages.forbid(candle[0])
+                self.gate.forbid(candle[0])
                 return self._settler.failed(outcome, error)
             if reply is None:
                 return None
         return self._settle(outcome, candle, reply)
 
-    def _entries(self, candle: Candle, entries: bool) -> bool:
-        """Decide whether the candle may begin something, and note it where it may not."""
-        if self._stopped:
-            self._stopped = bool(stopped_reasons(self.store, self.context))
-        if entries and self.may_enter(candle[0]):
-            self.outages.allow()
-            self._plain = True
-            return True
-        if candle[0] > self.state.last_candle_ms:
-            self.outages.forbid(candle[0])
-        self._plain = False
-        return False
-
-    def may_enter(self, candle_ms: int) -> bool:
-        """Whether something may begin on the candle, as far as the session knows."""
-        # On record as an outage it stays one, though it may still be the newest candle when the next run begins.
-        if (self.executor is not None and self.executor.blocks_entries) or self.health.mode is not Mode.NORMAL:
-            return False
-        return candle_ms > self._outage_to_ms and not (self._stopping or self._stopped or self.outbox.crowded)
-
-    def forbid(self, from_ms: int, to_ms: int) -> None:
-        """Note that nothing may begin on the candles from one open time to another, which will not be stepped."""
-        self.outages.forbid(from_ms, to_ms)
-        self._plain = False
-
-    @property
-    def stopping(self) -> bool:
-        """Whether it is being stopped: nothing new begins."""
-        return self._stopping
-
-    @stopping.setter
-    def stopping(self, stopping: bool) -> None:
-        self._stopping, self._plain = stopping, False
-
     @property
     def owner(self) -> Owner | None:
         """The owner row under which it commits; None before it owns, and once it lets go or cannot go on."""
-        over = self._tenure is None or self._broken is not None or self._letting_go
-        return None if over or self._tenure is None else self._tenure.owner
+        return self.writer.owner
+
+    @property
+    def outbox(self) -> Outbox:
+        """Its events that were not delivered."""
+        return self.writer.outbox
 
     def fence(self, error: HoldfastError) -> None:
         """Stop at once: the context is somebody else's, or its orders cannot go on."""
-        self._break(error)
+        self.writer.give_up(error)
         self.fenced.set()
 
     def look_anew(self) -> None:
         """Ask again, with the next candle, whether anything may begin."""
-        self._plain = False
+        self.gate.look_anew()
 
     @property
     def has_lease(self) -> bool:
@@ -352,12 +297,7 @@ class Session:
     @property
     def unsaved(self) -> int:
         """How many decisions are in the emergency journal and not in the store yet."""
-        return len(self._lifeline.kept)
-
-    @property
-    def is_released(self) -> bool:
-        """Whether what was in quarantine at recovery has been released: recover, as a new row may stand there."""
-        return self._stopped and not stopped_reasons(self.store, self.context)
+        return len(self.writer.lifeline.kept)
 
     @property
     def is_behind(self) -> bool:
@@ -366,11 +306,11 @@ class Session:
 
     async def _step_late(self, candle: Candle, entries: bool) -> Transition | None:
         """Decide first the candles that the store was not there for; exits are found late, but where they were."""
-        if self._broken is not None:
-            raise self._broken
+        self.writer.check()
         if len(self._behind) >= MAX_BEHIND:
-            self._broken = FailedError(f"{self.context}: the store could not be used for {MAX_BEHIND} candles: mend it")
-            raise self._broken
+            full = FailedError(f"{self.context}: the store could not be used for {MAX_BEHIND} candles: mend it")
+            self.writer.give_up(full)
+            raise full
         late, self._behind = self._behind, deque()
         late.append(candle)
         transition = None
@@ -406,14 +346,13 @@ class Session:
         Crash: The order tells the next start the same.
         """
         reason = None if self.executor is None else await self.executor.entered()
-        if self._broken is not None:
-            raise self._broken
+        self.writer.check()
         if reason is None or not (self.window.candles or candle):
             return None
         last, price = (self.window.candles[-1], self.window.price()) if self.window.candles else (candle, candle[4])  # type: ignore[index]
         transition = withdraw(self.state, self.spec, cast("Candle", last), price, reason)
         if transition is not None:
-            self._plain = False
+            self.gate.look_anew()
             await self._commit(transition, {})
         return transition
 
@@ -424,15 +363,7 @@ class Session:
 
     async def stop_scheduled(self) -> Transition | None:
         """Cancel the waiting signal because the run is stopped; None when none waits or no candle was seen yet."""
-        if self._broken is not None:
-            raise self._broken
-        candles = self.window.candles
-        if not candles:
-            return None
-        transition = stop_scheduled(self.state, self.spec, candles[-1], self.window.price())
-        if transition is not None:
-            await self._commit(transition, {})
-        return transition
+        return await self._end(stop_scheduled)
 
     async def end_signal(self, reason: CloseReason) -> Transition | None:
         """Close what is open at the newest price, or cancel what waits, because somebody decided so; None: neither.
@@ -442,10 +373,13 @@ class Session:
 
         Crash: It is ended or not; whoever decided finds out at the next start.
         """
-        if self._broken is not None:
-            raise self._broken
+        return await self._end(lambda state, spec, candle, price: ended(state, spec, candle, price, reason))
+
+    async def _end(self, rule: Callable[[State, Spec, Candle, float], Transition | None]) -> Transition | None:
+        """Commit what a rule makes of the newest candle, though it was stepped already."""
+        self.writer.check()
         candles = self.window.candles
-        transition = ended(self.state, self.spec, candles[-1], self.window.price(), reason) if candles else None
+        transition = rule(self.state, self.spec, candles[-1], self.window.price()) if candles else None
         if transition is not None:
             await self._commit(transition, {})
         return transition
@@ -457,147 +391,42 @@ class Session:
             FencedError, FailedError: As :meth:`step`.
             UnavailableError: Not now; nothing was changed.
         """
-        if self._broken is not None:
-            raise self._broken
-        await self._send(rows, {}, exits=may_be_kept(rows))
-
-    @property
-    def decider(self) -> Decider:
-        """Settles what the rules cannot know."""
-        return self._decider
-
-    def remember_replies(self, replies: Mapping[tuple[str, int], str]) -> None:
-        """Take what was said before of candles that held both stop and target, so that nobody is asked again."""
-        self._settler.replies.update(replies)
+        self.writer.check()
+        await self.writer.send(rows, {}, exits=may_be_kept(rows))
 
     def tick(self) -> Tick:
         """Return the news of a candle that changed nothing."""
         return tick_of(self.context, self.state, self.window)
 
     async def _settle(self, outcome: Transition | Question, candle: Candle, reply: Any) -> Transition | None:
-        self._plain = False  # whatever comes of it, look anew
+        self.gate.look_anew()  # whatever comes of it
         try:
-            return await self._settle_once(outcome, candle, reply)
+            return await self.decider.carry_out(outcome, candle, reply, before=self.state, commit=self._commit)
         except UnavailableError as error:
             self._behind.append(candle)
             await self._report("store", error, candle)
             return None
         except HoldfastError as error:
-            self._break(error)
+            self.writer.give_up(error)
             raise
         except BaseException as error:
             # Cancelled, or a fault of ours: whether the commit was applied is not known here.
-            self._broken = FailedError(f"{self.context}: interrupted ({error!r}): recover with a new session")
+            broken = FailedError(f"{self.context}: interrupted ({error!r}): recover with a new session")
+            self.writer.give_up(broken)
             if isinstance(error, Exception):
-                raise self._broken from error
+                raise broken from error
             raise
 
     async def _report(self, where: str, error: Exception, candle: Candle) -> None:
         at_ms = candle[0] + MINUTE_MS
         await self._listeners.report(Failure(where=where, error=error, context=self.context, at_ms=at_ms))
 
-    async def _settle_once(
-        self, outcome: Transition | Question | None, candle: Candle, reply: Any
-    ) -> Transition | None:
-        if isinstance(outcome, AskStrategy):
-            outcome = await self._decider.propose(outcome, reply)
-            if self._settler.failed_ms == candle[0] + MINUTE_MS:
-                self.outages.forbid(candle[0])  # what it would have proposed is not known
-        for _ in range(MAX_CHECKS):
-            decided, checked = await self._decider.decide(outcome)
-            if decided.transition is None:
-                return None
-            if self._stopping and begins(self.state, decided.transition.state):
-                self.outages.forbid(candle[0])  # stopped while its user's code was thinking
-                return None
-            if self.executor is not None and begins(self.state, decided.transition.state):
-                refusal = self.executor.refusal(decided.transition.state)
-                if refusal is not None:
-                    self.outages.forbid(candle[0])
-                    await self._report("strategy", refusal, candle)
-                    return None
-            try:
-                await self._commit(decided.transition, checked)
-            except GuardMovedError:
-                continue
-            await self._settler.tell_risk(decided)
-            return decided.transition
-        raise UnavailableError(f"{self.context}: its risk profiles change too often for a check")
-
-    # ------------------------------------------------------------------ committing
-
     async def _commit(self, transition: Transition, checked: Mapping[Key, Loaded[Guard] | None]) -> None:
-        """Persist a transition, then change memory; the events lie in the outbox afterwards."""
-        before, after = self.state, transition.state
-        exits = before.signal is not None and not begins(before, after)
-        guards = {key: loaded.row for key, loaded in checked.items() if loaded is not None}
-        if (after.signal and after.signal.id) != (before.signal and before.signal.id) and not checked:
-            # A slot that is given back needs no check, and so no version: nothing was decided on it.
-            guards = await self._lifeline.guards(tuple(guard_key(name) for name in self._held), exits=exits)
-        rows, held = changes(
-            self.context, before, transition, held=self._held, risk_names=self.spec.risk_names, guards=guards
-        )
-        orders = {} if self.executor is None else self.executor.intents(before, transition)
-        expect = {key: 0 if loaded is None else loaded.version for key, loaded in checked.items()}
-        expect |= vacancies(self.context, before, after, self._ignored_version)
-        if not await self._send(rows | orders, expect, exits=exits):
-            self._tell_kept(transition)
-        self.state, self._held = after, held
-        self.outbox.add(transition.events)
-        if after.scheduled is not None:
-            self._ignored_version = 0
-        if self.executor is not None:
-            self.executor.committed(orders)
-
-    def _tell_kept(self, transition: Transition) -> None:
-        self.outbox.kept.update(event.number for event in transition.events)
-        for event in transition.events:
-            if event.kind == "closed":
-                because = self.health.why or "the store does not take it"
-                why = f"the exit of {event.signal.id!r:.80} is in the emergency journal: {because}"
-                self._tell_trouble(Trouble(kind="emergency", context=self.context, why=why))
-
-    async def _send(
-        self, rows: dict[Key, Row | None], guards: Mapping[Key, int], *, exits: bool = False
-    ) -> bool:  # fmt: skip
-        """Commit rows, and with them the deletion of delivered events and the outages not yet on record.
-
-        Args:
-            exits: The rows may go to the emergency journal.
-
-        Returns:
-            Whether all is in the store; else the rows are in the journal.
-        """
-        if self._tenure is None:
-            raise FailedError(f"{self.context}: recover() must come before the first step")
-        async with self._tenure.turn:
-            delivered, outages = self.outbox.take_delivered(), self.outages.take()
-            if not (rows or delivered or outages or self._lifeline.owes):
-                return True
-            more = {**dict.fromkeys(delivered), **outages}
-            try:
-                stored = await self._lifeline.commit(self._tenure, rows, more, guards, exits=exits)
-            except BaseException as error:
-                self.outbox.put_back(delivered)
-                self.outages.put_back(outages)
-                if not isinstance(error, HoldfastError):
-                    # Cancelled, say: whether it was applied is not known here.
-                    told = f"{self.context}: interrupted in a commit ({error!r}): recover with a new session"
-                    self._broken, self._plain = FailedError(told), False
-                raise
-            if stored:
-                self.outbox.kept.clear()
-            else:
-                self.outbox.put_back(delivered)
-                self.outages.put_back(outages)
-                self.flush_soon()
-            return stored
+        """Persist a transition, then change memory."""
+        await self.writer.commit(self.state, transition, checked)
+        self.state = transition.state
 
     # ------------------------------------------------------------------ telling
-
-    async def tell_next(self) -> Event | None:
-        """Tell of the oldest event that was not delivered; see :meth:`holdfast.engine.outbox.Outbox.tell_next`."""
-        return await self.outbox.tell_next()
 
     def delivered(self) -> None:
         """Count that event as delivered; its row is deleted with the next commit, or within a second."""
@@ -618,7 +447,7 @@ class Session:
 
     def flush_soon(self) -> None:
         """Commit within a second what waits for a commit to go along with."""
-        self.background.soon()
+        self.writer.background.soon()
 
     async def flush(self) -> None:
         """Delete the rows of delivered events and record outages now.
@@ -629,21 +458,7 @@ class Session:
 
         Crash: Delivered events may be told again.
         """
-        self.background.cancel()
-        if self._broken is not None:
-            raise self._broken
-        await self._send_all()
-
-    async def _send_all(self) -> None:
-        await self._send({}, {})
-        if self.outbox.has_early:
-            await self.outbox.catch_up()
-            await self._send({}, {})
-
-    def _break(self, error: HoldfastError) -> None:
-        if isinstance(error, FencedError) and not isinstance(self._broken, FencedError):
-            self._tell_trouble(Trouble(kind="fenced", context=self.context, why=str(error)))
-        self._broken, self._plain = error, False  # the next step raises it
+        await self.writer.flush()
 
     def _tell_trouble(self, trouble: Trouble) -> None:
         self.health.tell(self._listeners, "trouble", trouble)
@@ -653,37 +468,16 @@ class Session:
 
         Crash: Delivered events may be told again.
         """
-        was_open = self._broken is None and self._tenure is not None
-        if self._tenure is not None:
-            self._tenure.closing = True
+        was_open = self.writer.is_open
+        self.writer.close()
         try:
             if self.executor is not None:
                 await self.executor.close()
-            await self._flush_last()
-            await self._let_go()
+            await self.writer.flush_last()
+            if self._sign is not None:
+                await self.writer.let_go()
+                await self._sign.leave(self)
         finally:
             await self.health.leave(self)
             if was_open:
-                self._broken, self._plain = FailedError(f"{self.context}: the session was closed: recover anew"), False
-
-    async def _let_go(self) -> None:
-        if self._sign is None:
-            return
-        if self._broken is None and self._tenure is not None:
-            self._letting_go = True  # from now on others may have it at any moment
-            try:
-                async with self._tenure.turn:
-                    await self._tenure.release()
-            except HoldfastError as error:
-                _log.warning("%s: it stays owned until the lease is over: %s", self.context, error)
-        await self._sign.leave(self)
-
-    async def _flush_last(self) -> None:
-        """End the background task, and commit what waits for a commit if that is possible."""
-        await self.background.finish()
-        if self._broken is None and self._tenure is not None:
-            try:
-                await self._send_all()
-            except HoldfastError as error:
-                _log.warning("%s: at its end: %s", self.context, error)
-        await self._lifeline.settle()
+                self.writer.give_up(FailedError(f"{self.context}: the session was closed: recover anew"))
