@@ -9,7 +9,8 @@ Invariants that every backend keeps:
 * Each scope counts its commits: 1, 2, 3, … A record's ``version`` is the number
   of the commit that wrote it; 0 means absent. A version never comes back, not
   even when a key is deleted and made again.
-* A key lives in one scope only, and is unique across scopes.
+* A key lives in one scope only, and is unique across scopes: memory, files, SQLite and PostgreSQL refuse a second
+  scope; Redis, MongoDB and S3 cannot see it in one request, and there the caller keeps to it.
 * What ``read`` returns has been acknowledged, or is as durable as if it had.
 * When ``commit`` returns, the change survives what ``open`` reported.
 * No exception but those of :mod:`holdfast.errors` (and cancellation) escapes.
@@ -210,7 +211,9 @@ class Backend(Protocol):
         Args:
             scope: 1 to 64 characters from ``A-Z a-z 0-9 . _ -``.
             changes: Payload for each key to write, None for each to delete. May be empty.
-            expect: Version that each named key must have now; 0 for absent.
+            expect: Version that each named key must have now; 0 for absent. Absence can come back where a version
+                cannot: a request that was given up, expects zeros only and still travels is applied if the rows are
+                gone again when it arrives. Name one row in it that is never deleted (the engine: the owner row).
             op: Names this commit; a repeated op returns its first number, after a durability barrier.
 
         Raises:
