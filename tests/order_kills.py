@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,6 +172,11 @@ async def bot(place: Path, broker: PaperBroker, symbol: str, kill_at: int) -> in
 
 def forked(place: Path, broker: PaperBroker, symbol: str, kill_at: int) -> int:
     """Run the bot in a process of its own; return its end: steps taken, or minus the signal that ended it."""
+    return forked_in(lambda: bot(place, broker, symbol, kill_at), symbol)
+
+
+def forked_in(life: Callable[[], Coroutine[Any, Any, int]], name: str) -> int:
+    """Run something that counts steps in a process of its own; return its end as :func:`forked`."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -179,11 +184,11 @@ def forked(place: Path, broker: PaperBroker, symbol: str, kill_at: int) -> int:
         try:
             os.close(reading)
             signal.alarm(round(MOST_SECONDS))
-            steps = asyncio.run(bot(place, broker, symbol, kill_at))
+            steps = asyncio.run(life())
             os.write(writing, b"%d" % steps)
             code = 0
         except BaseException as error:
-            print(f"{symbol}: {error!r}", file=sys.stderr, flush=True)
+            print(f"{name}: {error!r}", file=sys.stderr, flush=True)
         finally:
             os._exit(code)
     os.close(writing)

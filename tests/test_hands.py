@@ -16,7 +16,8 @@ from test_recovery import LEVELS, OLD_KEY, OLD_SLOT
 from holdfast.backends.memory import MemoryBackend
 from holdfast.contract import Key, Op, Survives
 from holdfast.domains import context_key, event_key, guard_key, ledger_key, risk_key
-from holdfast.engine.hands import Done, Hands
+from holdfast.engine.audited import Done
+from holdfast.engine.hands import Hands
 from holdfast.engine.ownership import own
 from holdfast.errors import FencedError, HeldError, InvalidInputError, NotFoundError
 from holdfast.invariants import check_store

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..contract import Key
 from ..domains import DOMAINS, to_mapping
-from ..engine.hands import Done, Hands
+from ..engine.audited import Done
+from ..engine.hands import Hands
 from ..engine.registry import default_registry
 from ..engine.specs import as_moment_ms
 from ..errors import InvalidInputError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from ..engine.hands import Done
+from ..engine.audited import Done
 from ..errors import InvalidInputError
 from .by_hand import add_options, hands, row_key, tell
 from .exits import OK

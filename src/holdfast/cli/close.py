@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from ..engine.hands import Done
+from ..engine.audited import Done
 from ..engine.price_now import newest_price
 from ..engine.registry import default_registry
 from ..engine.salvaging import named
