@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from fakes import Bot, FakeMarket, candle, flat, minute_ms, proposal
 
 from holdfast.brokers.paper_book import PaperBook
@@ -68,6 +69,8 @@ class BookBroker:
         self.on_its_way: list[OrderRequest] = []
         self.held: asyncio.Event | None = None
         """Set: a submission waits for it before it reaches the venue."""
+        self.expired_exits = 0
+        """How many exits from now on come too late, by the venue's clock."""
         self.exit_delay_seconds = 0.0
         """How long what closes is under way."""
         self._time = time
@@ -80,6 +83,9 @@ class BookBroker:
             await self.held.wait()
         if request.reduce_only:
             self._time.now_ms += round(1000 * self.exit_delay_seconds)
+        if request.reduce_only and self.expired_exits:
+            self.expired_exits -= 1
+            return self.book.submit(msgspec.structs.replace(request, expires_at_ms=0))
         match fault:
             case "down":
                 raise UnavailableError("the venue cannot be reached")

@@ -192,6 +192,25 @@ async def test_an_order_that_the_venue_has_twice_is_told_and_all_of_it_is_closed
     assert sum(f"{ENTRY} is at the venue 2 times" in text for text in told) == 1
 
 
+async def test_an_exit_that_the_venue_made_twice_without_reduce_only_is_told() -> None:
+    desk, store = Desk(promised=features("never", reduce_only=False)), await memory_store()
+    desk.broker.faults = ["", "twice"]
+    assert await live(desk, store) == [OPENED, CLOSED]
+    assert desk.broker.held_quantity == -2
+    told = [str(failure.error) for failure in desk.bot.errors]
+    assert sum(f"{EXIT} is at the venue 2 times: no more is sent for it" in text for text in told) == 1
+    assert sum("2 more was closed of signal" in text and "the reverse" in text for text in told) == 1
+
+
+async def test_a_run_ends_though_the_row_of_an_exit_that_was_to_be_asked_about_is_deleted() -> None:
+    """At a venue whose clock is ahead exits come late, one after the other; old rows of theirs go."""
+    desk, store = Desk(), await memory_store()
+    desk.broker.expired_exits = 4
+    assert await asyncio.wait_for(live(desk, store), 10) == [OPENED, CLOSED]
+    assert len((await orders_in(store)).of(SIGNAL_ID)) < 1 + 5, "old rows went"
+    assert desk.broker.held_quantity == 0
+
+
 @pytest.mark.parametrize("fault", ["fill first", "fill after", "lost answer", "down"])
 async def test_a_fill_that_crosses_a_cancellation_is_not_forgotten(fault: str) -> None:
     desk, store = Desk(), await memory_store()

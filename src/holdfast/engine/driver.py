@@ -86,6 +86,8 @@ class Driver:
         self._queue: deque[Candle] = deque()
         self._newest_ms: int | None = None
         """Open time of the newest closed minute that was waited for."""
+        self._newest_at_seconds = 0.0
+        """When that was, by the loop's clock."""
         self._next_ms: int | None = None
         """Open time of the next candle to fetch; None before the first."""
         self._more = False
@@ -261,7 +263,10 @@ class Driver:
 
     def _is_fresh(self, candle: Candle) -> bool:
         """Whether a candle that is the last one at hand may begin something."""
-        return not self._more and candle[0] >= (self._newest_ms or 0) - _FRESH_MS
+        if self._more or candle[0] < (self._newest_ms or 0) - _FRESH_MS:
+            return False
+        # While it was not known what became of an entry, say, other minutes have closed.
+        return asyncio.get_running_loop().time() - self._newest_at_seconds <= _FRESH_MS / 1000
 
     async def _planned(self, gap: Gap) -> bool:
         """Have what was missed planned and decided about before it is stepped; False when that must wait."""
@@ -302,7 +307,7 @@ class Driver:
                 newest_ms = await self._closed(session)
                 if newest_ms is None:
                     return True  # stopped while nothing was open
-                self._newest_ms = newest_ms
+                self._newest_ms, self._newest_at_seconds = newest_ms, asyncio.get_running_loop().time()
             await self._fetch(session)
         except MarketEnded:
             return False

@@ -201,6 +201,7 @@ class Executor:
                 self._unsent.add(row.client_order_id)
             else:
                 self.book.drop(key.entity_id)
+                self._doubtful.discard(key.entity_id)  # nobody could ask about it, and a run that ends would wait
         self._tell()
 
     @property
@@ -437,6 +438,9 @@ class Executor:
         self._tell()
         if order.state in ("rejected", "expired") and (was is None or was.state != order.state):
             await self._tell_of(order)
+        more = order.filled_quantity > (0.0 if was is None else was.filled_quantity)
+        if more and order.action in EXITS and self.book.excess(order.signal_id):
+            await self._tell_excess(order)
 
     def _is_doubtful(self, order: Order) -> bool:
         """Whether the venue must be asked once more when an ended order can no longer change."""
@@ -472,8 +476,15 @@ class Executor:
     async def _tell_twice(self, order: Order, count: int) -> None:
         if order.client_order_id not in self._twice:
             self._twice.add(order.client_order_id)
-            told = f"order {order.client_order_id} is at the venue {count} times: all of it will be closed"
-            await self._report(OrderError(told))
+            then = "all of it will be closed" if order.action not in EXITS else "no more is sent for it"
+            await self._report(OrderError(f"order {order.client_order_id} is at the venue {count} times: {then}"))
+
+    async def _tell_excess(self, order: Order) -> None:
+        told = (
+            f"{self.book.excess(order.signal_id):g} more was closed of signal {order.signal_id!r:.80} than was open: "
+            f"the account may hold the reverse; look at {order.context[1]} there, and close that"
+        )
+        await self._report(OrderError(told))
 
     async def _trouble(self, error: HoldfastError) -> None:
         """Report the first of a row of failures, and pause longer after each."""

@@ -117,6 +117,12 @@ class Book:
         left = entered - sum(o.filled_quantity + o.missing_quantity for o in self.of(signal_id) if o.action in EXITS)
         return left if left > entered * DUST else 0.0
 
+    def excess(self, signal_id: str) -> float:
+        """Return how much more of a signal was closed than was open; 0 where the venue knows reduce-only."""
+        entered = sum(order.filled_quantity for order in self.of(signal_id) if order.action == "open")
+        over = sum(order.filled_quantity for order in self.of(signal_id) if order.action in EXITS) - entered
+        return over if over > entered * DUST else 0.0
+
     def is_settled(self, signal_id: str) -> bool:
         """Whether no order of a signal is under way and nothing is left to close."""
         return all(map(is_ended, self.of(signal_id))) and self.position(signal_id) == 0
