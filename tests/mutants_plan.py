@@ -8,6 +8,7 @@ from __future__ import annotations
 _PLAN = "tests/test_recovery_plan.py -k"
 _HANDS = "tests/test_hands.py -k"
 _VENUE = "tests/test_recovery_venue.py -k"
+_ADOPT = "tests/test_adopt_venue.py -k"
 
 PLAN: list[tuple[str, str, str, str, str]] = [
     (
@@ -135,5 +136,40 @@ PLAN: list[tuple[str, str, str, str, str]] = [
         "**{released_key(one): row for one, row in kept.items()},",
         "",
         f"{_HANDS} slot_of_nothing",
+    ),
+    (
+        "adopt: what is adopted gets no order",
+        "engine/hands.py",
+        "changes={**moved.changes, **orders}",
+        "changes={**moved.changes}",
+        f"{_ADOPT} planned_adopted",
+    ),
+    (
+        "adopt: what the bot itself holds is taken for somebody else's",
+        "engine/holdings.py",
+        "        left = shown - ours\n",
+        "        left = shown\n",
+        f"{_ADOPT} bot_itself",
+    ),
+    (
+        "adopt: an order that is under way is not minded",
+        "engine/holdings.py",
+        "if moving or {",
+        "if {",
+        f"{_ADOPT} 'under_way'",
+    ),
+    (
+        "adopt: the rows are not looked at again after the venue",
+        "engine/holdings.py",
+        "        after = await self._orders()\n",
+        "        after = before\n",
+        f"{_ADOPT} while_the_venue_is_asked",
+    ),
+    (
+        "adopt: two may act on the account at once",
+        "engine/holdings.py",
+        "        await self._record.still()\n",
+        "",
+        f"{_ADOPT} two_operators",
     ),
 ]
