@@ -68,6 +68,8 @@ class Proxy:
         """How many were made."""
         self.refusing = False
         """New connections are closed at once."""
+        self.silent = False
+        """Nothing passes, on connections that are made meanwhile neither; one that lost something stays a hole."""
         self.was_cut = asyncio.Event()
         self.port = 0
         self._cut: Cut | None = None
@@ -154,6 +156,7 @@ class Proxy:
             while chunk := await source.read(_CHUNK_BYTES):
                 if self.delay_seconds:
                     await asyncio.sleep(self.delay_seconds)
+                pair.mute = pair.mute or self.silent
                 if pair.mute:
                     if direction == "answers":
                         pair.answered.set()
