@@ -8,6 +8,7 @@ from __future__ import annotations
 _PLAN = "tests/test_recovery_plan.py -k"
 _HANDS = "tests/test_hands.py -k"
 _VENUE = "tests/test_recovery_venue.py -k"
+_REKEYED = "tests/test_rekeyed_rows.py -k"
 _ADOPT = "tests/test_adopt_venue.py -k"
 
 PLAN: list[tuple[str, str, str, str, str]] = [
@@ -171,5 +172,26 @@ PLAN: list[tuple[str, str, str, str, str]] = [
         "        await self._record.still()\n",
         "",
         f"{_ADOPT} two_operators",
+    ),
+    (
+        "rekeyed: a row that means nothing fences an entry when its number changes",
+        "engine/tenure.py",
+        "        self.ignored = Loaded(known.row, found.version)\n        return True\n",
+        "        return False\n",
+        f"{_REKEYED} ignored_and_re_keyed",
+    ),
+    (
+        "rekeyed: another row passes for the one that was ignored",
+        "engine/tenure.py",
+        "found is None or found.row != known.row or found.version == known.version",
+        "found is None or found.version == known.version",
+        f"{_REKEYED} another_by_now",
+    ),
+    (
+        "rekeyed: a new number of a worker's row is a sign of life",
+        "engine/worker.py",
+        "since if row == known else self.boot_clock())",
+        "self.boot_clock())",
+        f"{_REKEYED} again_and_again",
     ),
 ]

@@ -78,8 +78,8 @@ class Recovered(NamedTuple):
     session: Loaded[SessionRow] | None
     events: tuple[Event, ...]
     report: RecoveryReport
-    ignored_version: int
-    """Version of a schedule row that is there but does not wait; 0 for none."""
+    ignored: Loaded[ScheduledSignal] | None
+    """A schedule row that is there but does not wait."""
     outage_to_ms: int
     """Open time of the newest candle that is on record as an outage: it stays one."""
 
@@ -174,10 +174,10 @@ async def recover(
         outage_to_ms = await _newest_outage_ms(store, context)
         schedule_key = context_key("schedule", context)
         stands = plan.state.scheduled is None and schedule_key not in plan.changes
-        ignored_version = versions.get(schedule_key, 0) if stands else 0
-        return Recovered(
-            plan.state, plan.risk_names, owner, loaded, found.events, report, ignored_version, outage_to_ms
-        )
+        ignored = None
+        if stands and found.scheduled is not None:
+            ignored = Loaded(found.scheduled, versions[schedule_key])
+        return Recovered(plan.state, plan.risk_names, owner, loaded, found.events, report, ignored, outage_to_ms)
     raise UnavailableError(f"{context}: its risk profiles change too often to be reconciled: start it again")
 
 

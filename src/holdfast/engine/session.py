@@ -163,9 +163,7 @@ class Session:
         for why in found.report.stopped:
             self._tell_trouble(Trouble(kind="quarantine", context=self.context, why=why))
         self.gate.recovered(stopped=bool(found.report.stopped), outage_to_ms=found.outage_to_ms)
-        self.writer.recovered(
-            tenure, self.outbox.fresh(), held=found.risk_names, ignored_version=found.ignored_version
-        )  # fmt: skip
+        self.writer.recovered(tenure, self.outbox.fresh(), held=found.risk_names, ignored=found.ignored)
         self._behind.clear()
         self.window = Window(self.spec.params.avg_price_candles_count)
         self.outbox.add(found.events)

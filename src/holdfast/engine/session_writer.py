@@ -17,7 +17,7 @@ from ..contract import Key
 from ..domains import guard_key
 from ..errors import FailedError, FencedError, HoldfastError
 from ..names import Context
-from ..rows import Guard, Owner, Row
+from ..rows import Guard, Owner, Row, ScheduledSignal
 from ..rules.signals import State, Transition
 from ..store import Loaded, Store
 from .background import Background
@@ -75,19 +75,26 @@ class SessionWriter:
         """Why nothing more can be committed; the next step raises it."""
         self.held: tuple[str, ...] = ()
         """The profiles in which the open signal holds a slot."""
-        self._ignored_version = 0
         self._letting_go = False
 
-    def recovered(self, tenure: Tenure, outbox: Outbox, *, held: tuple[str, ...], ignored_version: int) -> None:
+    def recovered(
+        self,
+        tenure: Tenure,
+        outbox: Outbox,
+        *,
+        held: tuple[str, ...],
+        ignored: Loaded[ScheduledSignal] | None = None,
+    ) -> None:
         """Begin anew, under a new tenure.
 
         Args:
             tenure: The context was taken with it.
             outbox: The events that are to be delivered.
             held: The profiles in which the open signal holds a slot.
-            ignored_version: Of a row in the schedule domain that does not wait, and so was ignored; 0 for none.
+            ignored: A row in the schedule domain that does not wait, and so was ignored.
         """
-        self.tenure, self.outbox, self.held, self._ignored_version = tenure, outbox, held, ignored_version
+        tenure.ignored = ignored
+        self.tenure, self.outbox, self.held = tenure, outbox, held
         self.broken, self._letting_go = None, False
 
     async def merge_kept(self, tenure: Tenure) -> bool:
@@ -159,13 +166,14 @@ class SessionWriter:
         )
         orders = {} if self._executor is None else self._executor.intents(before, transition)
         expect = {key: 0 if loaded is None else loaded.version for key, loaded in checked.items()}
-        expect |= vacancies(self._context, before, after, self._ignored_version)
+        ignored = None if self.tenure is None else self.tenure.ignored
+        expect |= vacancies(self._context, before, after, 0 if ignored is None else ignored.version)
         if not await self.send(rows | orders, expect, exits=exits):
             self._tell_kept(transition)
         self.held = held
         self.outbox.add(transition.events)
-        if after.scheduled is not None:
-            self._ignored_version = 0
+        if after.scheduled is not None and self.tenure is not None:
+            self.tenure.ignored = None
         if self._executor is not None:
             self._executor.committed(orders)
 

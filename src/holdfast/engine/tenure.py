@@ -14,7 +14,7 @@ from ..contract import Key
 from ..domains import context_key
 from ..errors import ConflictError, FencedError, UnavailableError
 from ..names import Context
-from ..rows import Owner, Row, SessionRow
+from ..rows import Owner, Row, ScheduledSignal, SessionRow
 from ..store import Loaded, Store, Writer
 from .lanes import Sleep, commit_surely
 from .worker import fenced, released
@@ -54,10 +54,13 @@ class Tenure:
         self.turn = asyncio.Lock()
         """One commit at a time: what it expects depends on the one before."""
         self.closing = False
+        self._schedule_key = context_key("schedule", context)
         """Its session ends: it waits no longer for a store that cannot be used."""
 
     @property
     def owner(self) -> Owner:
+        self.ignored: Loaded[ScheduledSignal] | None = None
+        """A row that stands where a signal may wait, and means nothing; it is expected as it was found."""
         """The owner row under which it commits."""
         return self._owner.row
 
@@ -121,6 +124,8 @@ class Tenure:
         """Find out what a conflict means: taken over, a slot changed, or the same rows under other numbers."""
         found, damaged = await self._store.salvage(self._owner_key, self._session_key, *guards)
         owner = cast("Loaded[Owner] | None", found.get(self._owner_key))
+            if self.ignored is not None and guards.get(self._schedule_key):
+                expect[self._schedule_key] = self.ignored.version
         mine = self._owner.row
         if owner is None or (owner.row.holder, owner.row.epoch) != (mine.holder, mine.epoch):
             raise fenced(self._context, mine, None if owner is None else owner.row) from error
@@ -130,7 +135,12 @@ class Tenure:
                 f"{self._context}: somebody else wrote its session row: stop trading it, then recover",
                 key=self._session_key,
             ) from error
-        moved = [key for key, version in guards.items() if (found[key].version if key in found else 0) != version]
+        adopted = self._adopt_ignored(found.get(self._schedule_key))
+        moved = [
+            key
+            for key, version in guards.items()
+            if (found[key].version if key in found else 0) != version and not (adopted and key == self._schedule_key)
+        ]
         for key in moved:
             if key.domain != "guard":
                 raise FencedError(
@@ -138,9 +148,18 @@ class Tenure:
                 ) from error
         if moved:
             raise GuardMovedError(str(error), keys=error.keys) from error
-        if owner.version == self._owner.version and (session and session.version) == (
-            self._session and self._session.version
-        ):
+        same = (owner.version, session and session.version) == (
+            self._owner.version, self._session and self._session.version
+        )  # fmt: skip
+        if same and not adopted:
             raise UnavailableError(f"{self._context}: the store reports a conflict that cannot be found") from error
         # Same holder, same epoch, same row, other numbers: re-keyed or moved, say. Go on with those.
         self._owner, self._session = owner, session
+
+    def _adopt_ignored(self, found: Loaded[Row] | None) -> bool:
+        """Go on from the row that means nothing, where it is the same under another number."""
+        known = self.ignored
+        if known is None or found is None or found.row != known.row or found.version == known.version:
+            return False
+        self.ignored = Loaded(known.row, found.version)
+        return True

@@ -90,8 +90,8 @@ class Watch:
     def __init__(self, store: Store, *, boot_clock: Callable[[], float] = boot_seconds) -> None:
         self._store, self.boot_clock = store, boot_clock
         self._machine = machine()
-        self._seen: dict[str, tuple[int, float]] = {}
-        """For each holder: the version of its row, and since when that has been seen."""
+        self._seen: dict[str, tuple[int, Worker, float]] = {}
+        """For each holder: the version of its row, the row, and since when that has been seen."""
 
     async def look(self, *holders: str) -> dict[str, tuple[Life, Worker | None]]:
         """Read the signs of life of ``holders`` and judge each.
@@ -109,20 +109,20 @@ class Watch:
 
     def version(self, holder: str) -> int:
         """Return the version of the row that was seen last, for a commit that must not touch a newer one."""
-        return self._seen.get(holder, (0, 0.0))[0]
+        return self._seen[holder][0] if holder in self._seen else 0
 
     def _judge(self, holder: str, found: Mapping[Key, Loaded[Row]], before: float) -> tuple[Life, Worker | None]:
         loaded = cast("Loaded[Worker] | None", found.get(worker_key(holder)))
         if loaded is None:
             return Life.DEAD, None  # it ended in good order, or never lived on this store
         row = loaded.row
-        version, since = self._seen.get(holder, (0, 0.0))
-        if version != loaded.version:
-            self._seen[holder] = (loaded.version, self.boot_clock())
+        _, known, since = self._seen.get(holder, (0, None, 0.0))
+        # The same row under another number was moved or re-keyed by somebody: its worker writes another one each time.
+        self._seen[holder] = (loaded.version, row, since if row == known else self.boot_clock())
         if self._machine and row.machine == self._machine and started_ticks(row.pid) != row.started:
             return Life.DEAD, row
-        if version != loaded.version:
-            return (Life.ALIVE if version else Life.UNKNOWN), row
+        if row != known:
+            return (Life.UNKNOWN if known is None else Life.ALIVE), row
         return (Life.DEAD if before - since >= row.lease_seconds else Life.UNKNOWN), row
 
 
