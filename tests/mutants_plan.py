@@ -194,4 +194,18 @@ PLAN: list[tuple[str, str, str, str, str]] = [
         "self.boot_clock())",
         f"{_REKEYED} again_and_again",
     ),
+    (
+        "recovery: an intent that was found at open is forgotten where nothing is routed",
+        "store.py",
+        "return bool(self.routes) or lane in self._left",
+        "return bool(self.routes)",
+        "tests/test_store_spans_shared.py -k without_routes",
+    ),
+    (
+        "recovery: every start of a context lists the intents of its scope",
+        "engine/recovery.py",
+        "if store.may_be_unfinished(str(context)):",
+        "if True:",
+        "tests/test_store_spans_shared.py -k without_routes",
+    ),
 ]

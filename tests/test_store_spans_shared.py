@@ -11,13 +11,15 @@ import pytest
 from test_store_spans import BTC, CHANGES, OPEN, SESSION, SIGNAL
 
 from holdfast.backends.sqlite import SqliteBackend
-from holdfast.contract import KeyPrefix, Op
+from holdfast.contract import Key, KeyPrefix, Op
 from holdfast.domains import encode
 from holdfast.engine.recovery import recover
 from holdfast.errors import ConflictError, UnavailableError
+from holdfast.names import Context
 from holdfast.rows import Signal
 from holdfast.store import Store
 from holdfast.testing.faults import Fault, FaultyBackend
+from holdfast.wrappers.around import Around
 
 
 class Ground:
@@ -131,3 +133,29 @@ async def test_an_intent_of_an_earlier_version_names_no_guards_and_is_carried_ou
 
 async def _no(seconds: float) -> None:
     return
+
+
+class Listing(Around):
+    """Counts how often it is asked for intents."""
+
+    asked = 0
+
+    def keys(self, scope: str, prefix: KeyPrefix) -> AsyncIterator[Key]:
+        self.asked += prefix.domain == "intent"
+        return super().keys(scope, prefix)
+
+
+async def test_without_routes_a_recovery_asks_for_intents_only_where_one_was_found_at_open(ground: Ground) -> None:
+    first = await ground.process(elsewhere=(Fault(1, "die_before"),))
+    with pytest.raises(Exception, match="decided"):
+        await first.writer(str(BTC)).commit(CHANGES)
+    listing = Listing(SqliteBackend(ground.place / "home.db"))
+    unrouted = Store(listing)
+    await unrouted.open()
+    ground.stores.append(unrouted)
+    other = Context(BTC.exchange_name, "ETHUSDT", BTC.strategy_name)
+    for context, asked, left in ((other, 1, 1), (BTC, 2, 0)):
+        lane = unrouted.writer(str(context))
+        await recover(unrouted, lane, context, holder="x", risk_names=(), lifetime_ms=1, clock=lambda: 0, sleep=_no)
+        assert (listing.asked, await ground.intents()) == (asked, left), context
+    assert await signal_in(unrouted) == OPEN, "carried out, to where it belongs now"

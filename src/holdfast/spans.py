@@ -206,8 +206,8 @@ def is_context_lane(lane: str) -> bool:
     return "/" in lane
 
 
-async def roll_forward(store: Store, mine: Callable[[str], bool] = lambda lane: True) -> int:
-    """Carry out the intents that a crash left behind; return how many.
+async def roll_forward(store: Store, mine: Callable[[str], bool] = lambda lane: True) -> set[str]:
+    """Carry out the intents that a crash left behind; return the lanes of those that were not ``mine``.
 
     Args:
         mine: Told a lane; whether its intents may be carried out here.
@@ -217,11 +217,12 @@ async def roll_forward(store: Store, mine: Callable[[str], bool] = lambda lane: 
     home = store.home
     keys = [key async for key in home.backend.keys(home.scope, KeyPrefix("intent"))]
     found, _ = await store.salvage(*keys)
-    done = 0
+    left = set()
     for key, loaded in found.items():
         intent = cast("Intent", loaded.row)
         writes = intent.writes
         if not mine(intent.lane):
+            left.add(intent.lane)
             continue
         payloads: dict[Key, bytes | None] = {}
         for path, plain in writes.items():
@@ -239,5 +240,4 @@ async def roll_forward(store: Store, mine: Callable[[str], bool] = lambda lane: 
             if key in await home.backend.read(home.scope, [key]):
                 raise
             continue  # somebody else has finished it meanwhile
-        done += 1
-    return done
+    return left

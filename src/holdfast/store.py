@@ -98,6 +98,8 @@ class Store:
         self.routes: dict[str, Place] = {domain: Place(other, scope) for domain, other in elsewhere.items()}
         """Where each domain that does not lie at home lies."""
         self._stopped: dict[Key, str] = {}
+        self._left: set[str] = set()
+        """Lanes of contexts whose intents were found at open and left to the context's next owner."""
         self._guarantees: Guarantees | None = None
         self._parts: dict[int, Guarantees] = {}
         self.read_only = False
@@ -142,13 +144,17 @@ class Store:
             await self._find_stopped()
             if not read_only:
                 # On a shared store a context's commit may be under way in another process: its next owner goes on.
-                await roll_forward(self, lambda lane: not (found.shared and is_context_lane(lane)))
+                self._left = await roll_forward(self, lambda lane: not (found.shared and is_context_lane(lane)))
         except BaseException:
             self._guarantees = None
             for backend in reversed(opened):
                 await backend.close()
             raise
         return found
+
+    def may_be_unfinished(self, lane: str) -> bool:
+        """Whether a commit of the lane may stand half done: it takes routes, or one that was found at open."""
+        return bool(self.routes) or lane in self._left
 
     def _require_promise(self, parts: Iterable[Guarantees]) -> None:
         weak = min(parts, key=lambda part: part.survives)

@@ -141,7 +141,8 @@ async def recover(
     Crash: Any part may be done or not; recovering again does the rest.
     """
     owner = await own(store, writer, context, holder=holder, now_ms=clock(), sleep=sleep, claim=claim)
-    await roll_forward(store, lambda lane: lane == str(context))  # what the last owner had decided, and nobody else may
+    if store.may_be_unfinished(str(context)):  # what the last owner had decided, and nobody else may carry out
+        await roll_forward(store, lambda lane: lane == str(context))
     for _ in range(MAX_ATTEMPTS):
         found, versions = await _load(store, context, risk_names, now_ms=clock(), lifetime_ms=lifetime_ms)
         plan = reconcile(context, found, risk_names)
