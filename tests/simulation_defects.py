@@ -124,7 +124,7 @@ DEFECTS = (
         "    await self.writer.commit(self.state, transition, checked)",
         "    before, self.state = self.state, transition.state\n    await self.writer.commit(before, transition, checked)",
     ),
-    _one("an outage is not recorded", "engine.session_writer:SessionWriter.send", ", **forbidden}", "}"),
+    _one("an outage is not recorded", "engine.session_writer:SessionWriter.send", ", **forbidden", ""),
     _one("an outage is forgotten when its commit fails", "engine.commits:Outages.put_back", "self._unrecorded.setdefault(row.from_ms, row.to_ms)", "pass"),
     _one("a candle is dropped when the store is away", "engine.session:Session._settle", "self._behind.append(candle)", "pass"),
     _one(

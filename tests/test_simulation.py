@@ -15,11 +15,11 @@ from simulation_defects import DEFECTS
 from simulation_seeds import PLANS
 
 from holdfast.testing.conformance import Bench, Check, conformance_cases
-from holdfast.testing.simulation import Fault, drawn, play, shrunk
+from holdfast.testing.simulation import Fault, Plan, drawn, play, shrunk
 from holdfast.testing.simulation.__main__ import OK, USAGE, VIOLATED, main
 from holdfast.testing.simulation.hunt import Hunt, play_chunk
 from holdfast.testing.simulation.loop import ProcessLoop, Scheduler
-from holdfast.testing.simulation.plan import AT_A_COMMIT, Kind
+from holdfast.testing.simulation.plan import AT_A_COMMIT, AT_A_READ, AT_A_REQUEST, DEEDS, VENUE, Kind
 from holdfast.testing.simulation.storage import SharedMemory, SimulatedBackend
 
 SEEDS_A_PART, PARTS = 250, 8
@@ -107,14 +107,38 @@ def test_a_failing_plan_is_shrunk_to_what_it_needs() -> None:
 def test_each_kind_of_fault_comes_up_and_changes_what_happens() -> None:
     kinds = {fault.kind for seed in range(400) for fault in drawn(seed).faults}
     assert kinds == set(get_args(Kind))
-    quiet = next(drawn(seed) for seed in range(400) if not drawn(seed).faults and drawn(seed).minutes >= 16)
-    calm = play(quiet)
+    quiet = next(
+        plan for plan in map(drawn, range(400)) if plan.venue and len(plan.faults) < 2 and plan.minutes >= 16
+    )  # fmt: skip
     for kind in sorted(kinds):
         call: Any = "commit" if kind in AT_A_COMMIT else ""
         fault = Fault(kind=kind, process=0, call=call, at=12 if call else 400.0, seconds=90.0)
-        struck = play(msgspec.structs.replace(quiet, faults=(fault,)))
-        assert struck.violations == ()
-        assert struck.trace != calm.trace, f"{kind} did nothing"
+        _strike(quiet, fault)
+        if kind in AT_A_REQUEST:
+            _strike(quiet, msgspec.structs.replace(fault, call="submit", at=2))
+        if kind in AT_A_READ:
+            _strike(quiet, msgspec.structs.replace(fault, call="ask", at=1))
+
+
+_RESTS = Fault(kind="resting", process=VENUE, call="submit", at=1, seconds=90.0)
+
+
+def _strike(quiet: Plan, fault: Fault, *before: Fault) -> None:
+    """Play a plan with a fault and without it; ``before`` is there both times."""
+    calls = [call for call, kinds in DEEDS.items() if fault.kind in kinds]
+    if calls:
+        fault = msgspec.structs.replace(fault, process=VENUE, call=calls[0], at=1)
+    elif fault.kind in AT_A_REQUEST and fault.kind not in AT_A_COMMIT:
+        fault = msgspec.structs.replace(fault, call="submit", at=1)
+    elif fault.kind == "cut_off":
+        fault = msgspec.structs.replace(fault, seconds=900.0)
+    if fault.call in ("cancel", "ask"):
+        before = (_RESTS,)
+    calm = play(msgspec.structs.replace(quiet, faults=before))
+    struck = play(msgspec.structs.replace(quiet, faults=(*before, fault)))
+    assert calm.violations == struck.violations == ()
+    assert struck.trace != calm.trace, f"{fault} did nothing"
+    assert len([line for line in calm.lines if "venue: " in line]) > 1
 
 
 @pytest.mark.parametrize("check", conformance_cases())

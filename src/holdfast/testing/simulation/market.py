@@ -44,6 +44,8 @@ class SimulatedMarket:
     def __init__(self, plan: Plan) -> None:
         self.first_ms, self.last_ms = START_MS, START_MS + (plan.minutes - 1) * MINUTE_MS
         self.end_seconds = plan.minutes * 60.0 + _PUBLISHED_SECONDS
+        self.trades = plan.venue is not None
+        """Whether proposals name a quantity."""
         self.candles: dict[str, list[Candle]] = {}
         self._closes: dict[tuple[str, int], float] = {}
         self._ideas: dict[str, dict[int, _Idea]] = {}
@@ -85,6 +87,8 @@ class SimulatedMarket:
             "position": "long" if idea.long else "short", "priceTakeProfit": entry * (1 + sign * idea.target),
             "priceStopLoss": entry * (1 - sign * idea.stop), "minuteEstimatedTime": idea.minutes,
         }  # fmt: skip
+        if self.trades:
+            made["quantity"] = 0.1 * idea.minutes
         return made | {"priceOpen": entry} if idea.away else made
 
 

@@ -18,8 +18,9 @@ from ...rows import Event, Outage, Owner, Row, SessionRow, Trade
 from .market import SimulatedMarket, context_of
 from .plan import Plan
 from .pure import pure_rows
+from .trades import TradeOracle
 
-_OWNED = frozenset(("signal", "schedule", "partial", "session", "outbox", "outage"))
+_OWNED = frozenset(("signal", "schedule", "partial", "session", "outbox", "outage", "order"))
 _YIELDED = frozenset(("opened", "closed", "cancelled"))
 
 
@@ -30,6 +31,10 @@ class Sender(Protocol):
     on_conflict: OnConflict
     looked_seconds: float
     """When it last read the signs of life of others."""
+
+    def clock_ms(self) -> int:
+        """Its wall clock."""
+        ...
 
 
 class Oracle:
@@ -48,6 +53,8 @@ class Oracle:
         self._plan, self._market, self._now, self._violate = plan, market, now, violate
         self.rows: dict[Key, Row] = {}
         """What is stored, decoded."""
+        self.trades: TradeOracle | None = None
+        """Judges the orders, where there are any."""
         self._contexts = {self._name(one.number): context_of(one.number) for one in plan.contexts}
         self._is_calm = len(plan.processes) == 1 and not plan.faults and plan.lag_seconds < 0.1
         self._writers: dict[str, str] = {}
@@ -72,6 +79,8 @@ class Oracle:
         decoded = {key: None if record is None else decode(key, record.payload) for key, record in changes.items()}
         if scope == "main":
             self._at_home(op, decoded, sender)
+            if self.trades is not None:
+                self.trades.accepted(op, decoded)
         elif scope == "main.ledger":
             for key in decoded:
                 if key in self.rows:
@@ -121,12 +130,15 @@ class Oracle:
             self._violate(f"{key}: an owner row was deleted")
             return
         if before is not None and row.epoch == before.epoch:
-            if not (row.released and row.holder == before.holder and self._writers.get(name) == op.writer):
+            is_same = row == before or (row.released and row.holder == before.holder)  # written anew as a proof; let go
+            if not (is_same and self._writers.get(name) == op.writer):
                 self._violate(f"{key}: {op.writer} wrote epoch {row.epoch} again")
         elif row.epoch != (0 if before is None else before.epoch) + 1:
             self._violate(f"{key}: epoch {row.epoch} came after {0 if before is None else before.epoch}")
         else:
             self._writers[name] = op.writer
+        if self.trades is not None and not row.released:
+            self.trades.owned(name, op, sender)
         if before is None or before.released or row.holder == before.holder or sender.on_conflict == "takeover":
             return
         beat_seconds = self._beats.get(before.holder)
@@ -152,6 +164,15 @@ class Oracle:
             context = self._contexts[name]
             if self.rows.get(ledger_key(context, event.signal.id)) != trade_of(event):
                 self._violate(f"{key}: the closing event was deleted before its trade was in the ledger")
+
+    def refused(self, sender: Sender, told: str) -> None:
+        """Take note that a process was told that a commit of its is refused."""
+        if self.trades is not None:
+            self.trades.refused(sender, told, self._writers)
+
+    def beat_seconds(self, holder: str) -> float | None:
+        """Return when the storage took a process's last sign of life; None: never."""
+        return self._beats.get(holder)
 
     def fenced(self, sender: Sender, number: int) -> None:
         """Judge that a process was told that somebody else owns a context."""
@@ -205,6 +226,8 @@ class Oracle:
             trades = {k: r for k, r in self.rows.items() if isinstance(r, Trade) and k.entity_name == name}
             if closed != trades:
                 self._violate(f"{context}: the ledger has {len(trades)} trades, of {len(closed)} that were closed")
+        if self.trades is not None:
+            self.trades.judge_end()
         self._compare()
 
     def _compare(self) -> None:
@@ -216,7 +239,11 @@ class Oracle:
             context = context_of(one.number)
             name = self._name(one.number)
             outages = [r for k, r in self.rows.items() if isinstance(r, Outage) and k.entity_name == name]
-            wanted = pure_rows(self._market, context, one.interval, outages)
+            withdrawn = {
+                event.signal.id: event for event in self._events[name].values()
+                if event.kind == "cancelled" and str(event.reason).startswith("order_")
+            }  # fmt: skip
+            wanted = pure_rows(self._market, context, one.interval, outages, withdrawn)
             found = {
                 key: row for key, row in self.rows.items()
                 if key.entity_name == name and key.domain in ("signal", "schedule", "ledger")

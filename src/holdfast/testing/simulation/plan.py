@@ -7,22 +7,37 @@ from typing import Literal
 
 import msgspec
 
+from ...engine.broker import Features, RepeatedIds
 from ...engine.ownership import OnConflict
 
 Kind = Literal[
-    # at a call of the storage
+    # at a call of the storage or of the venue
     "refused", "lost", "unanswered", "late", "slow", "slow_answer", "crash_before", "crash_sent", "crash_after",
     "pause_sent", "pause_after",
+    # at a call of the venue
+    "crash_late", "pause_before",
+    # what the venue does with a request
+    "rejected", "partial", "part_only", "resting", "twice", "fill_first", "fill_after",
     # at a time
     "crash", "pause", "leave", "clock", "outage", "silence", "candles_late",
-    "candles_refused", "strategy_raises", "gap",
+    "candles_refused", "strategy_raises", "gap", "cut_off",
 ]  # fmt: skip
+Call = Literal["", "commit", "read", "submit", "cancel", "ask"]
+VENUE = -2
+"""In the place of a process: the venue itself."""
 
 AT_A_COMMIT: tuple[Kind, ...] = (
     "refused", "lost", "unanswered", "late", "slow", "slow_answer", "crash_before", "crash_sent", "crash_after",
     "pause_sent", "pause_after",
 )  # fmt: skip
 AT_A_READ: tuple[Kind, ...] = ("refused", "slow", "slow_answer", "crash_before", "pause_sent", "pause_after")
+AT_A_REQUEST: tuple[Kind, ...] = (*AT_A_COMMIT, "crash_late", "crash_late", "pause_before")
+"""Of the venue: submissions and cancellations."""
+DEEDS: dict[Call, tuple[Kind, ...]] = {
+    "submit": ("rejected", "partial", "part_only", "resting", "resting", "twice"),
+    "cancel": ("fill_first", "fill_after"),
+}
+"""What the venue may do with a request."""
 AT_A_TIME: tuple[Kind, ...] = (
     "crash", "crash", "pause", "pause", "leave", "clock", "outage", "outage", "silence", "candles_late",
     "candles_refused", "strategy_raises", "gap",
@@ -30,14 +45,14 @@ AT_A_TIME: tuple[Kind, ...] = (
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One thing that goes wrong in one process."""
+    """One thing that goes wrong in one process, or at the venue."""
 
     kind: Kind
     process: int
-    call: Literal["", "commit", "read"] = ""
-    """Which call of the storage it comes with; "" for one that comes at a time."""
+    call: Call = ""
+    """Which call of the storage or the venue it comes with; "" for one that comes at a time."""
     at: float
-    """Number of that call, from 1; or seconds from the beginning."""
+    """Number of that call, from 1, of the process or as it arrives at the venue; or seconds from the beginning."""
     seconds: float = 0.0
     """How long it lasts; of ``clock``, how far the wall clock steps."""
 
@@ -63,6 +78,22 @@ class SimulatedProcess(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     """How long after its end it starts again."""
 
 
+class SimulatedVenue(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The venue of a history: every context trades there, on one account."""
+
+    refuses_repeated_ids: RepeatedIds = "always"
+    refuses_expired: bool = True
+    reduce_only: bool = True
+
+    @property
+    def features(self) -> Features:
+        """What it promises."""
+        return Features(
+            refuses_repeated_ids=self.refuses_repeated_ids, refuses_expired=self.refuses_expired,
+            reduce_only=self.reduce_only,
+        )  # fmt: skip
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that one history is made of."""
 
@@ -80,6 +111,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is ready at the same time runs in an order of chance."""
     tell_seconds: float = 0.0
     """How long a listener takes."""
+    venue: SimulatedVenue | None = None
+    """Where orders go; None: nobody has a broker."""
 
 
 def drawn(seed: int) -> Plan:
@@ -98,12 +131,13 @@ def drawn(seed: int) -> Plan:
     end_seconds = minutes * 60.0
     faults = [_fault(chance, processes, end_seconds) for _ in range(chance.choice((0, 1, 1, 2, 2, 3, 4, 6)))]
     shared = sum(bool(one.risk_name) for one in contexts)
-    return Plan(
+    plan = Plan(
         seed=seed, minutes=minutes, contexts=contexts, processes=processes, faults=tuple(faults),
         limit=chance.choice((1, 1, max(1, shared))), lease_seconds=chance.choice((120.0, 240.0, 480.0)),
         lag_seconds=chance.choice((0.002, 0.02, 0.5)), shuffled=chance.random() < 0.25,
         tell_seconds=chance.choice((0.0, 0.0, 0.0, 1.5)),
     )  # fmt: skip
+    return _traded(plan, Random(f"{seed}/venue"))
 
 
 def _context(chance: Random, number: int, risk_name: str) -> SimulatedContext:
@@ -168,3 +202,38 @@ def _fault(chance: Random, processes: tuple[SimulatedProcess, ...], end_seconds:
     if kind == "clock":
         seconds = chance.choice((-86_400.0, -3600.0, -61.0, 61.0, 3600.0, 864_000.0))
     return Fault(kind=kind, process=process, at=round(chance.random() * end_seconds, 3), seconds=seconds)
+
+
+def _traded(plan: Plan, chance: Random) -> Plan:
+    """Give every other plan a venue, and what goes wrong there."""
+    if chance.random() >= 0.5:
+        return plan
+    venue = SimulatedVenue(
+        refuses_repeated_ids=chance.choice(("always", "always", "while_open", "never")),
+        refuses_expired=chance.random() < 0.75, reduce_only=chance.random() < 0.75,
+    )  # fmt: skip
+    faults = [_stepped(fault, chance) if fault.kind == "clock" else fault for fault in plan.faults]
+    faults += [_venue_fault(chance, plan) for _ in range(chance.choice((0, 1, 1, 2, 2, 3, 4)))]
+    return msgspec.structs.replace(plan, venue=venue, faults=tuple(faults))
+
+
+def _stepped(fault: Fault, chance: Random) -> Fault:
+    """Let a clock step by less than the grace that orders have, most often."""
+    return msgspec.structs.replace(fault, seconds=chance.choice((-2.0, -2.0, 2.0, 2.0, -61.0, 61.0, -3600.0)))
+
+
+def _venue_fault(chance: Random, plan: Plan) -> Fault:
+    seconds = chance.choice((0.5, 5.0, 40.0, 90.0, 200.0, 400.0))
+    call: Call = chance.choice(("submit", "submit", "submit", "cancel"))
+    at = chance.randint(1, 6)
+    drawn = chance.random()
+    if drawn < 0.4:
+        return Fault(kind=chance.choice(DEEDS[call]), process=VENUE, call=call, at=at, seconds=seconds)
+    process = chance.choice(plan.processes).number
+    if drawn < 0.8:
+        return Fault(kind=chance.choice(AT_A_REQUEST), process=process, call=call, at=at, seconds=seconds)
+    if drawn < 0.9:
+        at = chance.randint(1, 20)
+        return Fault(kind=chance.choice(AT_A_READ), process=process, call="ask", at=at, seconds=seconds)
+    at_seconds = round(chance.random() * plan.minutes * 60, 3)
+    return Fault(kind="cut_off", process=process, at=at_seconds, seconds=seconds)

@@ -15,23 +15,22 @@ from ...engine.listeners import Listeners
 from ...engine.specs import Callbacks, ExchangeSpec, StrategySpec, plain_number
 from ...engine.turns import Turns
 from ...engine.worker import sign_of_life
-from ...errors import FailedError, FencedError, HeldError, HoldfastError, UnavailableError, UnknownOutcomeError
+from ...errors import FailedError, FencedError, HeldError, HoldfastError, UnavailableError
 from ...rows import Event
 from ...rules.risk import RiskPayload, RiskProfile, Validation
 from ...store import Store
+from .line import FaultyLine
 from .loop import ProcessLoop
 from .market import PARAMS, START_MS, Feed, Trouble, context_of
 from .plan import Fault, SimulatedContext, SimulatedProcess
 from .storage import SimulatedBackend
+from .venue import SimulatedBroker
 
 if TYPE_CHECKING:
     from .world import World
 
-_UNANSWERED_SECONDS = 1.0
-"""How long a call waits for an answer that does not come."""
 _LONGEST_AGE_SECONDS = 240.0
 """How old a candle may be on which something opens, in a process that nothing held up."""
-_CALLS = {"commit": "commit", "read": "read", "open": "read"}
 
 
 class Process:
@@ -47,6 +46,8 @@ class Process:
         self.outage_until = 0.0
         self.silent_until = 0.0
         """Until then no commit is answered, whether it is applied or not."""
+        self.cut_off_until = 0.0
+        """Until then the venue cannot be reached."""
         self.raises: set[int] = set()
         """Minutes at which its strategies raise."""
         self.troubles: list[Trouble] = []
@@ -103,6 +104,8 @@ class Process:
                 self.outage_until = max(self.outage_until, now + fault.seconds)
             case "silence":
                 self.silent_until = max(self.silent_until, now + fault.seconds)
+            case "cut_off":
+                self.cut_off_until = max(self.cut_off_until, now + fault.seconds)
             case "candles_late" | "candles_refused" | "gap":
                 self.troubles.append(Trouble(fault.kind, now, now + fault.seconds))
             case "strategy_raises":
@@ -133,7 +136,7 @@ class _Hearing(Listeners):
 
 
 class Life:
-    """One life of a process, from its start to its end; also the line from its store to the storage."""
+    """One life of a process, from its start to its end."""
 
     def __init__(self, process: Process, name: str) -> None:
         self.process, self.world, self.name = process, process.world, name
@@ -142,6 +145,7 @@ class Life:
         self._held_up_until = 0.0
         self.dead = False
         self.loop = ProcessLoop(self.world.scheduler, self._complain)  # type: ignore[abstract]
+        self._line = FaultyLine(self)
         self._feed = Feed(self.world.market, self.world.scheduler, self.sleep)
         self._feed.troubles = process.troubles
         self.world.note(f"{name} starts ({self.on_conflict})")
@@ -168,10 +172,14 @@ class Life:
         """Stop the process; it goes on later as if nothing had happened."""
         self.world.note(f"{self.name} stops for {seconds:g} s")
         self.loop.pause()
+        self.held_up(seconds)
+        self.world.late(self.world.scheduler.now_seconds + seconds)
+        self.world.scheduler.at(self.world.scheduler.now_seconds + seconds, self.loop.resume)
+
+    def held_up(self, seconds: float) -> None:
+        """Let its strategies be asked late, for so long and a while."""
         until = self.world.scheduler.now_seconds + seconds + _LONGEST_AGE_SECONDS
         self._held_up_until = max(self._held_up_until, until)
-        self.world.late_seconds = max(self.world.late_seconds, self.world.scheduler.now_seconds + seconds)
-        self.world.scheduler.at(self.world.scheduler.now_seconds + seconds, self.loop.resume)
 
     def crash(self) -> None:
         """End the process without a word."""
@@ -201,13 +209,17 @@ class Life:
 
     def failed(self, where: str, error: BaseException) -> None:
         """Take note of what a user would be told."""
-        if not self.dead and not isinstance(error, HoldfastError | _RaisedError):
+        if self.dead:
+            return
+        if where == "orders":
+            self.world.note(f"{self.name} is told: {error!s:.150}")
+        if not isinstance(error, HoldfastError | _RaisedError):
             self.world.violate(f"{self.name}: {where}: {error!r}")
 
     # ------------------------------------------------------------------ what it does
 
     async def _live(self) -> None:
-        store = Store(SimulatedBackend(self.world.memory, self, sender=self), require=Survives.NOTHING)
+        store = Store(SimulatedBackend(self.world.memory, self._line, sender=self), require=Survives.NOTHING)
         while True:
             try:
                 await store.open()
@@ -260,7 +272,7 @@ class Life:
         )  # fmt: skip
         exchange = ExchangeSpec(
             exchange_name=context.exchange_name, get_candles=self._feed.get_candles, format_price=plain_number,
-            format_quantity=plain_number, wait_closed=self._feed.wait_closed,
+            format_quantity=plain_number, wait_closed=self._feed.wait_closed, broker=self._broker(),
         )  # fmt: skip
         limit = self.world.plan.limit
 
@@ -275,6 +287,10 @@ class Life:
             listeners=_Hearing(self), params=PARAMS, holder=self.name, clock=self.clock_ms, sleep=self.sleep,
             on_conflict=self.on_conflict, lease_seconds=self.world.plan.lease_seconds,
         )  # fmt: skip
+
+    def _broker(self) -> SimulatedBroker | None:
+        venue, trades = self.world.venue, self.world.trades
+        return None if venue is None or trades is None else SimulatedBroker(venue, self._line, trades, sender=self)
 
     def _require_present(self, when_ms: int) -> None:
         now = self.world.scheduler.now_seconds
@@ -301,91 +317,6 @@ class Life:
             return decide(symbol, when_ms)
 
         return think
-
-    # ------------------------------------------------------------------ its line to the storage
-
-    async def call(self, kind: str, act: Callable[[], Any], told: str = "") -> Any:
-        """Have ``act`` done at the storage, unless a fault comes between."""
-        if self.dead:
-            raise FailedError("the simulated process is dead")
-        process, scheduler = self.process, self.world.scheduler
-        kind = _CALLS[kind]
-        process.calls[kind] += 1
-        fault = process.at_calls.get((kind, process.calls[kind]))
-        now, answer = scheduler.now_seconds, self.loop.create_future()
-        if fault is not None:
-            self._fail(fault, act, answer, now, told)
-        elif now < process.silent_until and kind == "commit":
-            if process.is_lost():
-                scheduler.at(now + process.lag(), self._land, act, self.loop.create_future(), told)
-            self._tell_later(now + _UNANSWERED_SECONDS, answer, lost=True)
-        elif now < process.outage_until:
-            lost = kind == "commit" and process.is_lost()
-            self._tell_later(now + (_UNANSWERED_SECONDS if lost else process.lag()), answer, lost)
-        else:
-            scheduler.at(now + process.lag(), self._land, act, answer, told)
-        return await answer
-
-    def _land(self, act: Callable[[], Any], answer: asyncio.Future[Any], told: str, later_seconds: float = 0.0) -> None:
-        """The request arrives at the storage, whatever has become of its sender; the answer goes back."""
-        if told == "main.beats":
-            self.looked_seconds = self.world.scheduler.now_seconds
-        try:
-            result = act()
-        except HoldfastError as error:
-            self.world.note(f"{self.name} {told}: {type(error).__name__}")
-            self._answer(answer, error, later_seconds)
-        else:
-            self._answer(answer, result, later_seconds)
-
-    def _answer(self, answer: asyncio.Future[Any], result: Any, later_seconds: float = 0.0) -> None:
-        if later_seconds:
-            self.world.scheduler.at(self.world.scheduler.now_seconds + later_seconds, self._answer, answer, result)
-        elif answer.done() or self.dead:
-            pass
-        elif isinstance(result, Exception):
-            answer.set_exception(result)
-        else:
-            answer.set_result(result)
-
-    def _tell_later(self, when_seconds: float, answer: asyncio.Future[Any], lost: bool) -> None:
-        error: HoldfastError = (
-            UnknownOutcomeError("no answer came: send the same op again")
-            if lost
-            else UnavailableError("the simulated storage refused: try again")
-        )
-        self.world.scheduler.at(when_seconds, self._answer, answer, error)
-
-    def _fail(self, fault: Fault, act: Callable[[], Any], answer: asyncio.Future[Any], now: float, told: str) -> None:
-        scheduler, lag = self.world.scheduler, self.process.lag()
-        self.world.note(f"{self.name} {fault.kind} at {fault.call} {fault.at:g} ({told})")
-        self._held_up_until = max(self._held_up_until, now + fault.seconds + _LONGEST_AGE_SECONDS)
-        match fault.kind:
-            case "refused":
-                self._tell_later(now + lag, answer, lost=False)
-            case "lost":
-                self._tell_later(now + _UNANSWERED_SECONDS, answer, lost=True)
-            case "unanswered":
-                scheduler.at(now + lag, self._land, act, self.loop.create_future(), told)
-                self._tell_later(now + _UNANSWERED_SECONDS, answer, lost=True)
-            case "late":
-                self.world.late_seconds = max(self.world.late_seconds, now + fault.seconds)
-                scheduler.at(now + fault.seconds, self._land, act, self.loop.create_future(), told)
-                self._tell_later(now + _UNANSWERED_SECONDS, answer, lost=True)
-            case "slow":
-                scheduler.at(now + fault.seconds, self._land, act, answer, told)
-            case "slow_answer":
-                scheduler.at(now + lag, self._land, act, answer, told, fault.seconds)
-            case "crash_before" | "crash_sent" | "crash_after":
-                self.loop.pause()  # from here on it does nothing more
-                if fault.kind == "crash_sent":
-                    scheduler.at(now + lag, self._land, act, self.loop.create_future(), told)
-                elif fault.kind == "crash_after":
-                    self._land(act, self.loop.create_future(), told)
-                scheduler.at(now, self.crash)
-            case "pause_sent" | "pause_after":
-                scheduler.at(now + (lag if fault.kind == "pause_sent" else 0.0), self._land, act, answer, told)
-                self.pause(fault.seconds)
 
 
 class _RaisedError(Exception):

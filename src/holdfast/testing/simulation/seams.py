@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ... import spans, store, writer
-from ...engine import ownership, worker
+from ...engine import account, ownership, worker
 
 
 class _Instead:
@@ -52,7 +52,7 @@ def simulated_surroundings() -> Iterator[None]:
     replaced: list[tuple[Any, str, Any]] = [
         (writer, "secrets", tokens), (store, "secrets", tokens), (spans, "secrets", tokens),
         (ownership, "socket", named), (ownership, "os", process),
-        (worker, "socket", named), (worker, "os", process),
+        (worker, "socket", named), (worker, "os", process), (account, "socket", named), (account, "os", process),
         (worker, "machine", lambda: ""), (worker, "started_ticks", lambda pid: 0),
         (ownership, "_LONGEST_LOOK_SECONDS", 60.0),  # a watcher that looks more often only takes more steps
     ]  # fmt: skip

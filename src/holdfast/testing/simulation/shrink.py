@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from .plan import Plan
+from .plan import Plan, SimulatedVenue
 
 _MOST_PLAYS = 400
 
@@ -49,6 +49,10 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
             for process in plan.processes
         )
         yield replace(plan, contexts=kept, processes=tuple(process for process in processes if process.contexts))
+    if plan.venue is not None:
+        for venue in (None, SimulatedVenue()):
+            if venue != plan.venue:
+                yield replace(plan, venue=venue)
     for simpler in ({"shuffled": False}, {"tell_seconds": 0.0}, {"lag_seconds": 0.002}):
         smaller = replace(plan, **simpler)
         if smaller != plan:

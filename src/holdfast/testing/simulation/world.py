@@ -16,6 +16,8 @@ from .plan import Plan, SimulatedProcess, drawn
 from .process import Process
 from .seams import simulated_surroundings, tokens
 from .storage import SharedMemory
+from .trades import TradeOracle
+from .venue import SharedVenue
 
 _AFTER_SECONDS = 30.0
 """How long after the end of the market the last process starts, which takes everything over."""
@@ -37,6 +39,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How many the storage accepted."""
     events: int
     """How many different events were committed."""
+    orders: int = 0
+    """How many the venue took."""
 
     @property
     def ok(self) -> bool:
@@ -58,7 +62,18 @@ class World:
         self.market = SimulatedMarket(plan)
         self.oracle = Oracle(plan, self.market, lambda: self.scheduler.now_seconds, self.violate)
         self.memory = SharedMemory(self._accepted)
+        self.venue: SharedVenue | None = None
+        self.trades: TradeOracle | None = None
+        if plan.venue is not None:
+            self.venue = SharedVenue(plan, self.scheduler, self.note)
+            self.trades = self.oracle.trades = TradeOracle(
+                plan, self.venue, self.oracle, lambda: self.scheduler.now_seconds, self.violate
+            )
         self.processes = [Process(self, spec) for spec in plan.processes]
+
+    def late(self, until_seconds: float) -> None:
+        """Take note that something was held up until then."""
+        self.late_seconds = max(self.late_seconds, until_seconds)
 
     def note(self, text: str) -> None:
         """Put a line on the record."""
@@ -109,7 +124,7 @@ class World:
         return Outcome(
             plan=self.plan, violations=tuple(self.violations), lines=tuple(self.lines), commits=self.commits,
             trace=hashlib.blake2b("\n".join(self.lines).encode(), digest_size=16).hexdigest(),
-            events=self.oracle.count(),
+            events=self.oracle.count(), orders=0 if self.venue is None else len(self.venue.book.orders),
         )  # fmt: skip
 
 

@@ -1,0 +1,281 @@
+"""What must be true of orders, judged at each commit, at each request that leaves a process, and at the end.
+
+Like the rest of the oracle it sits at the storage and at the venue, and believes nothing that a session says of itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, cast
+
+from ...contract import Key, Op
+from ...domains import context_key, order_key
+from ...engine.broker import OrderRequest
+from ...engine.orders import ENDS, EXITS, client_order_id, request_of
+from ...engine.worker import MARGIN
+from ...names import Context
+from ...rows import Event, Order, Row, Signal
+from .market import PARAMS, context_of
+from .plan import Plan
+from .venue import SharedVenue
+
+_ROUNDING = 1e-9
+_TRUSTED_STEP_SECONDS = PARAMS.order_grace_seconds
+"""A wall clock that is off by less is what the grace is for."""
+
+
+class Sender(Protocol):
+    """One life of a process, as the oracle knows it."""
+
+    name: str
+
+    def clock_ms(self) -> int:
+        """Its wall clock."""
+        ...
+
+
+class Books(Protocol):
+    """What the oracle of the storage knows."""
+
+    rows: dict[Key, Row]
+
+    def beat_seconds(self, holder: str) -> float | None:
+        """When the storage took a process's last sign of life."""
+        ...
+
+
+class TradeOracle:
+    """Judges the orders of one history.
+
+    Args:
+        plan: What is played.
+        venue: Where the orders go.
+        books: What is stored.
+        violate: Told what must not be.
+    """
+
+    def __init__(
+        self, plan: Plan, venue: SharedVenue, books: Books, now: Callable[[], float], violate: Callable[[str], None]
+    ) -> None:
+        self._plan, self._venue, self._books, self._now, self._violate = plan, venue, books, now, violate
+        self._contexts = {context_of(one.number).symbol: context_of(one.number) for one in plan.contexts}
+        self.orders: dict[str, Order] = {}
+        """Every order that ever had a row, as it was stored last."""
+        self._gone: set[str] = set()
+        """Those whose rows were deleted since."""
+        self._ended_seconds: dict[str, float] = {}
+        """When the row of an order was stored as ended, the first time."""
+        self._lanes: dict[str, str] = {}
+        """For each lane that ever wrote an owner row: whose."""
+        self._fenced: dict[tuple[Sender, str], str] = {}
+        """For each life and context: the lane of the commit that was refused, and answered."""
+        self._steps_are_small = all(
+            abs(fault.seconds) < _TRUSTED_STEP_SECONDS for fault in plan.faults if fault.kind == "clock"
+        )
+
+        kinds = {fault.kind for fault in plan.faults}
+        self._may_cross = not venue.features.refuses_expired or bool(kinds & {"twice", "fill_after"})
+        """The venue may do more than it says, so that an exit is there twice, or is netted with another's order."""
+
+    # ------------------------------------------------------------------ commits
+
+    def owned(self, name: str, op: Op, sender: Sender) -> None:
+        """Take note of who wrote an owner row."""
+        self._lanes[op.writer] = name
+        self._fenced.pop((sender, name), None)
+
+    def refused(self, sender: Sender, told: str, writers: Mapping[str, str]) -> None:
+        """Take note that a life was told that its commit is refused: a lane that owned no longer does."""
+        lane = told.rpartition(" ")[2].partition("#")[0]
+        name = self._lanes.get(lane)
+        if name is not None and writers.get(name) != lane:
+            self._fenced[sender, name] = lane
+
+    def accepted(self, op: Op, decoded: Mapping[Key, Row | None]) -> None:
+        """Judge a commit of the main scope, before the rows of the storage follow."""
+        orders = {key: row for key, row in decoded.items() if key.domain == "order"}
+        events = [row for row in decoded.values() if isinstance(row, Event)]
+        for key, row in orders.items():
+            if row is None:
+                self._deleted(key, op)
+            else:
+                self._written(key, cast("Order", row), events, op)
+        for event in events:
+            self._event(event, op)
+
+    def _deleted(self, key: Key, op: Op) -> None:
+        old = cast("Order | None", self._books.rows.get(key))
+        if old is not None and (old.state not in ENDS or (self._position(old.signal_id) and not _came_to_nothing(old))):
+            self._violate(f"{key}: {op.writer} deleted an order that is {old.state}, or whose signal is not closed")
+        self._gone.add(key.entity_id)
+
+    def _written(self, key: Key, order: Order, events: Iterable[Event], op: Op) -> None:
+        name, old = order.client_order_id, self.orders.get(order.client_order_id)
+        if key != order_key(Context(*order.context), name):
+            self._violate(f"{key}: it is the order {name} of {order.context}")
+        if name != client_order_id(Context(*order.context), order.signal_id, order.action, order.n):
+            self._violate(f"{key}: {name} is not the id that follows from signal, action and number")
+        if old is None or name in self._gone:
+            if name in self._gone:
+                self._violate(f"{key}: the number of an order that was deleted is used again")
+            self._intended(key, order, events, op)
+        else:
+            if order.filled_quantity < old.filled_quantity - _ROUNDING:
+                self._violate(f"{key}: {old.filled_quantity:g} was filled, and now {order.filled_quantity:g}")
+            if request_of(order) != request_of(old) and old.state != "intended":
+                self._violate(f"{key}: it was sent, and is another order now")
+        self.orders[name] = order
+        if order.state in ENDS:
+            self._ended_seconds.setdefault(name, self._now())
+
+    def _intended(self, key: Key, order: Order, events: Iterable[Event], op: Op) -> None:
+        if order.state != "intended":
+            self._violate(f"{key}: {op.writer} wrote it as {order.state}, though no intent was on record")
+        if order.reduce_only != (order.action in EXITS and self._venue.features.reduce_only):
+            self._violate(f"{key}: {order.action}, reduce only: {order.reduce_only}")
+        others = [one for one in self.orders.values() if one.signal_id == order.signal_id]
+        if order.action == "open":
+            if not any(event.kind == "opened" and event.signal.id == order.signal_id for event in events):
+                self._violate(f"{key}: an entry was intended without its signal")
+            open_else = {one.signal_id for one in self.orders.values() if one.context == order.context}
+            left = [signal_id for signal_id in open_else if self._position(signal_id)]
+            if left or any(one.state not in ENDS for one in self.orders.values() if one.context == order.context):
+                self._violate(f"{key}: an entry was intended before {left or 'an earlier order'} was settled")
+            if others:
+                self._violate(f"{key}: {order.signal_id} has an entry already")
+        else:
+            if any(one.state not in ENDS for one in others):
+                self._violate(f"{key}: an exit was intended before what became of the others was on record")
+            if not math.isclose(order.quantity, self._position(order.signal_id), rel_tol=_ROUNDING):
+                left_over = self._position(order.signal_id)
+                self._violate(f"{key}: an exit of {order.quantity:g} was intended, and {left_over:g} is left")
+
+    def _event(self, event: Event, op: Op) -> None:
+        signal_id = event.signal.id
+        entry = next((o for o in self.orders.values() if o.signal_id == signal_id and o.action == "open"), None)
+        if event.kind == "opened" and entry is None:
+            self._violate(f"{event.id}: {op.writer} opened a signal without an order")
+        elif event.kind in ("closed", "partial_profit", "partial_loss"):
+            if entry is None or not entry.filled_quantity:
+                self._violate(f"{event.id}: {event.kind}, before it was on record that its entry came to be")
+        elif (
+            event.kind == "cancelled" and str(event.reason).startswith("order_")
+            and (entry is None or entry.state not in ENDS or entry.filled_quantity)
+        ):  # fmt: skip
+            self._violate(f"{event.id}: {event.reason}, and its entry is {entry and entry.state}")
+
+    def _position(self, signal_id: str) -> float:
+        """Return what of a signal is filled and not closed, by the rows."""
+        entered = closed = 0.0
+        for order in self.orders.values():
+            if order.signal_id == signal_id and order.action in EXITS:
+                closed += order.filled_quantity + order.missing_quantity
+            elif order.signal_id == signal_id:
+                entered += order.filled_quantity
+        return entered - closed if entered - closed > entered * _ROUNDING else 0.0
+
+    # ------------------------------------------------------------------ requests
+
+    def submitting(self, sender: Sender, request: OrderRequest) -> None:
+        """Judge an order that a life is about to send."""
+        name = request.client_order_id
+        self._may_act(sender, request.symbol, f"sent {name}")
+        row = self._stored(request.symbol, name)
+        if row is None:
+            self._violate(f"{sender.name} sent {name}, whose intent is not on record")
+            return
+        if request != request_of(row):
+            self._violate(f"{sender.name} sent {name} otherwise than it is on record")
+        if row.state in ENDS:
+            self._violate(f"{sender.name} sent {name}, which is {row.state} already")
+        if row.action == "open" and sender.clock_ms() >= row.expires_at_ms:
+            self._violate(f"{sender.name} sent the entry {name}, whose validity is over")
+        if row.expires_at_ms - row.intended_at_ms > 1000 * 600:
+            self._violate(f"{sender.name} sent {name}, which is valid for too long")
+
+    def cancelling(self, sender: Sender, symbol: str, client_order_id: str) -> None:
+        """Judge a cancellation that a life is about to send."""
+        self._may_act(sender, symbol, f"cancelled {client_order_id}")
+
+    def _stored(self, symbol: str, name: str) -> Order | None:
+        return cast("Order | None", self._books.rows.get(order_key(self._contexts[symbol], name)))
+
+    def _may_act(self, sender: Sender, symbol: str, what: str) -> None:
+        context = self._contexts[symbol]
+        entity_name = context_key("owner", context).entity_name
+        if (sender, entity_name) in self._fenced:
+            self._violate(f"{sender.name} {what} after its commit was refused: it is fenced")
+        beat_seconds = self._books.beat_seconds(sender.name)
+        held_seconds = self._plan.lease_seconds * (1 - MARGIN)
+        if beat_seconds is None or self._now() - beat_seconds >= held_seconds:
+            self._violate(f"{sender.name} {what} without a lease")
+
+    # ------------------------------------------------------------------ the end
+
+    def judge_end(self) -> None:
+        """Compare what the venue holds with the rows, when everything has come to its end."""
+        taken = defaultdict(list)
+        for order in self._venue.book.orders:
+            taken[order.request.client_order_id].append(order)
+        features = self._venue.features
+        excused: set[str] = set()
+        """Symbols of which the rows say that the venue may hold what they do not know."""
+        for name, those in taken.items():
+            row, filled = self.orders.get(name), sum(one.filled for one in those)
+            if row is None:
+                self._violate(f"forgotten: the venue took {name}, which has no row")
+                continue
+            if len(those) > 1 and features.refuses_repeated_ids == "always":
+                self._violate(f"twice: the venue took {name} {len(those)} times")
+            if any(one.is_open for one in those):
+                self._violate(f"forgotten: {name} rests at the venue")
+            if math.isclose(row.filled_quantity, filled, abs_tol=_ROUNDING):
+                continue
+            if not features.refuses_expired and all(one.at_ms >= self._over_ms(row) for one in those[-1:]):
+                excused.add(row.context[1])  # it came when it could no longer be waited for, as the row says
+                continue
+            self._violate(f"forgotten: {name} is filled {filled:g}, and its row says {row.filled_quantity:g}")
+        for name, row in self.orders.items():
+            if row.state not in ENDS:
+                self._violate(f"forgotten: {name} is {row.state}")
+            if row.filled_quantity and name not in taken:
+                self._violate(f"{name} is {row.state} with {row.filled_quantity:g}, and the venue never took it")
+        for symbol, context in self._contexts.items():
+            if symbol not in excused:
+                self._judge_position(symbol, context)
+
+    def _over_ms(self, row: Order) -> int:
+        """Return from when on the venue is not asked about an order any more."""
+        grace_ms = 1000 * (PARAMS.order_grace_seconds + self._plan.lease_seconds)
+        return row.expires_at_ms + round(grace_ms - 1000 * _TRUSTED_STEP_SECONDS)
+
+    def _judge_position(self, symbol: str, context: Context) -> None:
+        signal = cast("Signal | None", self._books.rows.get(context_key("signal", context)))
+        of_signal: dict[str, list[Order]] = defaultdict(list)
+        for order in self.orders.values():
+            if order.context[1] == symbol:
+                of_signal[order.signal_id].append(order)
+        expected = 0.0
+        for signal_id, orders in of_signal.items():
+            long = next((one.side == "buy" for one in orders if one.action == "open"), True)
+            left = sum(one.filled_quantity * (-1 if one.action in EXITS else 1) for one in orders)
+            expected += left if long else -left
+            missing = sum(one.missing_quantity for one in orders)
+            if signal is not None and signal_id == signal.id:
+                continue
+            if self._position(signal_id):
+                self._violate(f"position: {self._position(signal_id):g} of {signal_id} is left, which is not open")
+            if missing and not self._may_cross:
+                self._violate(f"position: {missing:g} of {signal_id} is on record as missing, and nobody took it")
+            if left < -_ROUNDING and (self._venue.features.reduce_only or not self._may_cross):
+                self._violate(f"twice: {-left:g} more of {signal_id} was closed than was open")
+        held = self._venue.book.holdings.get(symbol, 0.0)
+        if not math.isclose(held, expected, abs_tol=_ROUNDING):
+            self._violate(f"position: {held:g} of {symbol} is held, and {expected:g} is what the rows explain")
+
+
+def _came_to_nothing(order: Order) -> bool:
+    """Whether an exit may be forgotten though its signal is not closed: nothing of it was ever filled."""
+    return order.action in EXITS and not (order.filled_quantity or order.missing_quantity)
