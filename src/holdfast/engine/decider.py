@@ -88,8 +88,8 @@ class Decider:
         raise UnavailableError(f"{self._spec.context}: its risk profiles change too often for a check")
 
     async def _may_begin(self, transition: Transition, candle: Candle) -> bool:
-        if self._gate.stopping:  # stopped while its user's code was thinking
-            return False
+        if not self._gate.may_enter(candle[0]):
+            return False  # stopped while its user's code was thinking, or a late fill of an earlier signal turned up
         refusal = None if self._executor is None else self._executor.refusal(transition.state)
         if refusal is not None:
             told = Failure(
