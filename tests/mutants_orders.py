@@ -67,7 +67,7 @@ ORDERS: list[tuple[str, str, str, str, str]] = [
     (
         "orders: sent without the lease",
         "executor.py",
-        "        if self._sign is not None and not self._sign.is_held and needs_lease:\n",
+        "        if needs_lease and not self._has_lease:\n",
         "        if False:\n",
         f"{_RUNS} -k without_the_lease",
     ),

@@ -76,6 +76,27 @@ OWNERS: list[tuple[str, str, str, str, str]] = [
         f"{_OWNER} counts_only",
     ),
     (
+        "owners: a lease that was taken again counts at once",
+        "engine/session.py",
+        "(self._sign.is_held and self.is_proven)",
+        "self._sign.is_held",
+        f"{_OWNER} ran_out",
+    ),
+    (
+        "owners: rows are leased again at once",
+        "engine/leases.py",
+        "session is not None and session.is_proven and",
+        "session is not None and",
+        f"{_LEASES} taken_again",
+    ),
+    (
+        "owners: a replaced session sends what it was asking about",
+        "engine/executor.py",
+        "        if self._over or self._session.owner is None:\n            return  # closed",
+        "        if False:\n            return  # closed",
+        "tests/test_orders_executor.py -k replaced_while",
+    ),
+    (
         "owners: a takeover does not outlast the other's lease",
         "engine/ownership.py",
         "                await _outlast(claim.watch, old.row.holder, sleep)\n",
@@ -85,8 +106,8 @@ OWNERS: list[tuple[str, str, str, str, str]] = [
     (
         "owners: rows are leased after the lease",
         "engine/leases.py",
-        "return owner.epoch if owner is not None and self._sign.is_held else None",
-        "return owner.epoch if owner is not None else None",
+        "session.is_proven and self._sign.is_held\n",
+        "session.is_proven\n",
         f"{_LEASES} paused",
     ),
     (

@@ -301,7 +301,7 @@ def test_on_a_shared_store_a_living_owner_is_respected(capsys: pytest.CaptureFix
         await store.writer("test").commit({**open_rows(), context_key("owner", BTC): owner})
 
         class Session:
-            context, owner = BTC, None
+            context, owner, is_proven = BTC, None, True
 
             def fence(self, error: Exception) -> None: ...
 

@@ -114,6 +114,20 @@ async def test_a_paused_owner_serves_nothing_from_memory_when_it_wakes_after_its
     await zombie.close()
 
 
+async def test_a_lease_that_was_taken_again_serves_nothing_before_the_context_was_shown_to_be_its_own(
+    two: tuple[Process, Process, Time],
+) -> None:
+    first, _, time = two
+    session = await first.session()
+    await first.die()
+    time.now += LEASE_SECONDS
+    await first.sign.renew()
+    assert first.sign.leases.epoch("main", SESSION) is None, "a takeover may be on its way"
+    await session.flush()
+    assert first.sign.leases.epoch("main", SESSION) == 1
+    await session.close()
+
+
 async def test_a_living_owner_that_is_taken_over_never_serves_what_the_new_one_has_replaced(
     two: tuple[Process, Process, Time],
 ) -> None:

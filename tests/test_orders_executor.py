@@ -406,6 +406,25 @@ async def test_without_the_lease_nothing_is_sent() -> None:
     await session.close()
 
 
+async def test_a_session_that_is_replaced_while_its_venue_is_asked_does_not_send_again() -> None:
+    desk, store = Desk(), await memory_store()
+    session = await desk.session(store)
+    desk.broker.faults = ["lost request"]
+    asked = asyncio.Event()
+
+    async def find(symbol: str, client_order_id: str) -> None:
+        session.fence(FencedError("owned by another process now", key=context_key("owner", session.context)))
+        asked.set()
+
+    desk.broker.find = find  # type: ignore[assignment, method-assign]
+    await opened(session)
+    await asyncio.wait_for(asked.wait(), 20)
+    assert session.executor is not None
+    await session.executor.close()
+    assert len(desk.broker.sent) == 1
+    await session.close()
+
+
 async def test_an_answer_that_cannot_be_committed_is_committed_before_anything_else_is_done() -> None:
     desk, store = Desk(), await memory_store()
     session = await desk.session(store)

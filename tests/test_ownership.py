@@ -19,7 +19,7 @@ from holdfast.domains import context_key, worker_key
 from holdfast.engine.ownership import OnConflict
 from holdfast.engine.session import Session
 from holdfast.engine.worker import Life, SignOfLife, Watch, boot_seconds, machine, started_ticks
-from holdfast.errors import FencedError, HeldError, InvalidInputError, UnavailableError
+from holdfast.errors import ConflictError, FencedError, HeldError, InvalidInputError, UnavailableError
 from holdfast.names import Context
 from holdfast.rows import Owner, Worker
 from holdfast.store import Store
@@ -306,6 +306,49 @@ async def test_the_holder_gives_up_its_lease_earlier_than_others_may_take_it(
     await first.sign.leave(session)
 
 
+async def test_a_lease_that_ran_out_and_was_taken_again_counts_once_a_takeover_decided_meanwhile_is_refused(
+    two: tuple[Process, Process, Time], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.engine.background.ACKNOWLEDGE_SECONDS", 0.001)
+    first, second, time = two
+    session = await first.session()
+    seen = await second.store.get(OWNER)
+    assert seen is not None
+    await first.die()
+    time.now += LEASE_SECONDS  # the second one decides now that the first is gone
+    assert not session.has_lease
+    await first.sign.renew()
+    assert first.sign.is_held
+    assert not session.has_lease, "the second one's commit may be on its way"
+    async with asyncio.timeout(20):
+        while not session.has_lease:  # noqa: ASYNC110 -- it writes its owner row by itself
+            await asyncio.sleep(0.001)
+    late = Owner(holder="second", epoch=2, host="elsewhere", pid=1, since_ms=0)
+    with pytest.raises(ConflictError):
+        await second.store.writer("test").commit({OWNER: late}, {OWNER: seen.version})
+    assert (await owner_of(second.store)).epoch == 1
+    assert await stepped(session, candle(0, 43000)) != [], "the owner goes on"
+    await session.close()
+
+
+async def test_a_takeover_that_comes_before_the_owner_row_is_written_anew_ends_the_session_without_the_lease(
+    two: tuple[Process, Process, Time],
+) -> None:
+    first, second, time = two
+    session = await first.session()
+    await first.die()
+    time.now += LEASE_SECONDS
+    await first.sign.renew()
+    taking = Owner(holder="second", epoch=2, host="elsewhere", pid=1, since_ms=0)
+    await second.store.writer("test").commit({OWNER: taking}, {OWNER: 1})
+    assert first.sign.is_held
+    assert not session.has_lease
+    with pytest.raises(FencedError, match="epoch 2"):
+        await session.flush()
+    await session.close()
+    assert (await owner_of(second.store)).holder == "second"
+
+
 async def test_a_run_ends_with_the_error_that_names_the_new_owner_while_it_waits_for_a_candle(
     two: tuple[Process, Process, Time],
 ) -> None:
@@ -314,10 +357,11 @@ async def test_a_run_ends_with_the_error_that_names_the_new_owner_while_it_waits
     bot = Bot(market)
     run = bot.run(first.store, lease_seconds=0.5)
     watching = asyncio.ensure_future(anext(run))
-    await until(lambda: run._entry.driver.session is not None and run._entry.driver.session.owner is not None)
+    await until(lambda: run._entry.driver.session is not None and run._entry.driver.session.owner is not None,
+                turns=10_000_000)  # fmt: skip
     taking = asyncio.ensure_future(second.session("takeover"))
     with pytest.raises(FencedError, match="stop trading it"):
-        await asyncio.wait_for(watching, 10)
+        await asyncio.wait_for(watching, 60)
     await finished(taking, time, within=LEASE_SECONDS)
     await (await taking).close()
 

@@ -246,6 +246,11 @@ class Executor:
         signal = None if self._session is None else self._session.state.signal
         return None if signal is None else signal.id
 
+    @property
+    def _has_lease(self) -> bool:
+        held = self._sign is None or self._sign.is_held
+        return held and self._session is not None and self._session.has_lease
+
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not (self._over or condition()):
             await self._moved.wait()
@@ -307,8 +312,10 @@ class Executor:
     async def _send(self, step: Send) -> None:
         order = step.order
         assert self._session is not None
+        if self._over or self._session.owner is None:
+            return  # closed or replaced while the venue was asked
         needs_lease = order.action not in EXITS or not self._session.exits_without_lease
-        if self._sign is not None and not self._sign.is_held and needs_lease:
+        if needs_lease and not self._has_lease:
             await self._rest(self.terms.poll_ms / 1000)  # others may own it already: that shows with the next commit
             return
         if not step.again:
@@ -366,7 +373,7 @@ class Executor:
 
     async def _cancel(self, order: Order) -> None:
         self._asked[order.client_order_id] = self._clock()
-        if self._sign is not None and not self._sign.is_held:
+        if not self._has_lease:
             await self._rest(self.terms.poll_ms / 1000)
             return
         try:

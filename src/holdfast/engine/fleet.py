@@ -68,6 +68,10 @@ class _Presence:
 
     context = Context("-", "-", "-")
     owner: Owner | None = None
+    is_proven = True
+
+    def lapsed(self) -> None:
+        """Nothing to show."""
 
     def fence(self, error: FencedError) -> None:
         """Nothing to stop."""

@@ -31,6 +31,13 @@ class Owning(Protocol):
     def owner(self) -> Owner | None:
         """The owner row under which it commits; None before it owns, and from the beginning of its end."""
 
+    @property
+    def is_proven(self) -> bool:
+        """Whether the context was shown to be its own since the lease ran out the last time."""
+
+    def lapsed(self) -> None:
+        """The lease had run out and was taken again: show that the context is still one's own."""
+
     def fence(self, error: FencedError) -> None:
         """Somebody else has taken the context over."""
 
@@ -71,7 +78,8 @@ class Leases:
             return None
         session = self._owning.get(key.entity_name)
         owner = None if session is None else session.owner
-        return owner.epoch if owner is not None and self._sign.is_held else None
+        held = session is not None and session.is_proven and self._sign.is_held
+        return owner.epoch if owner is not None and held else None
 
 
 def offer(store: Store, leases: Leases) -> None:

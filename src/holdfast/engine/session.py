@@ -58,6 +58,7 @@ from .plan import ended
 from .reconcile import session_row
 from .recovery import Recovered, RecoveryReport, look, recover
 from .registry import ExchangeSpec, StrategySpec
+from .retention import Retention
 from .session_writer import SessionWriter
 from .settle import Settler
 from .tenure import Tenure
@@ -128,7 +129,7 @@ class Session:
         self._settler = Settler(
             strategy, exchange, mode="live", params=params, profiles=risk_profiles, listeners=listeners, sleep=sleep
         )
-        self.gate = Gate(context, store, self.health, executor, lambda: self.outbox.crowded)
+        self.gate = Gate(context, store, self.health, executor, lambda: self.outbox.crowded, Retention.of(params))
         self.decider = Decider(self.spec, store, self._settler, self.gate, executor)
         outbox = Outbox(context, strategy.callbacks, listeners, store, cap_rows=cap_rows, sleep=sleep)
         self.writer = SessionWriter(
@@ -162,7 +163,7 @@ class Session:
         self.state = found.state
         for why in found.report.stopped:
             self._tell_trouble(Trouble(kind="quarantine", context=self.context, why=why))
-        self.gate.recovered(stopped=bool(found.report.stopped), outage_to_ms=found.outage_to_ms)
+        self.gate.recovered(stopped=bool(found.report.stopped), outages=found.outages)
         self.writer.recovered(tenure, self.outbox.fresh(), held=found.risk_names, ignored=found.ignored)
         self._behind.clear()
         self.window = Window(self.spec.params.avg_price_candles_count)
@@ -174,13 +175,18 @@ class Session:
         return found.report
 
     async def _own(self) -> tuple[Recovered, Tenure]:
-        claim = Claim(self._on_conflict, None if self._sign is None else self._sign.watch, lambda: self.gate.stopping)
+        sign = self._sign
+        claim = Claim(self._on_conflict, None if sign is None else sign.watch, lambda: self.gate.stopping)
+        proven = 0 if sign is None else sign.lapses
         found = await recover(
             self.store, self.writer.lane, self.context, holder=self._holder, risk_names=self.spec.risk_names,
             lifetime_ms=self.spec.params.max_signal_lifetime_minutes * MINUTE_MS,
             clock=self._clock, sleep=self._sleep, claim=claim,
         )  # fmt: skip
-        return found, Tenure(self.store, self.writer.lane, self.context, found.owner, found.session, sleep=self._sleep)
+        return found, Tenure(
+            self.store, self.writer.lane, self.context, found.owner, found.session, sleep=self._sleep,
+            lapses=lambda: 0 if sign is None else sign.lapses, proven=proven,
+        )  # fmt: skip
 
     async def look(self) -> tuple[str, ...]:
         """Load what is stored without owning it, to plan on; nothing can be committed afterwards.
@@ -193,7 +199,7 @@ class Session:
             lifetime_ms=self.spec.params.max_signal_lifetime_minutes * MINUTE_MS,
         )  # fmt: skip
         self.state, self.writer.held = found.plan.state, found.plan.risk_names
-        self.gate.recovered(stopped=False, outage_to_ms=found.outage_to_ms)
+        self.gate.recovered(stopped=False, outages=found.outages)
         return self.gate.check_quarantine()
 
     async def begin(self, candle_ms: int) -> None:
@@ -285,7 +291,17 @@ class Session:
     @property
     def has_lease(self) -> bool:
         """Whether what cannot be taken back may be done: as far as this process can know, the context is its own."""
-        return self._sign is None or self._sign.is_held
+        return self._sign is None or (self._sign.is_held and self.is_proven)
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the context was shown to be its own since the lease ran out the last time."""
+        return self.writer.tenure is not None and self.writer.tenure.is_proven
+
+    def lapsed(self) -> None:
+        """The lease had run out and was taken again: show within a second that the context is still its own."""
+        if self.owner is not None:
+            self.writer.background.soon()
 
     @property
     def exits_without_lease(self) -> bool:

@@ -206,9 +206,10 @@ class SessionWriter:
         outages = self._gate.outages
         async with self.tenure.turn:
             delivered, forbidden = self.outbox.take_delivered(), outages.take()
-            if not (rows or delivered or forbidden or self.lifeline.owes):
+            proof = self.tenure.proof()
+            if not (rows or delivered or forbidden or proof or self.lifeline.owes):
                 return True
-            more = {**dict.fromkeys(delivered), **forbidden}
+            more = {**dict.fromkeys(delivered), **forbidden, **proof}
             try:
                 stored = await self.lifeline.commit(self.tenure, rows, more, guards, exits=exits)
             except BaseException as error:

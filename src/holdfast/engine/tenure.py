@@ -7,7 +7,7 @@ the context over ends this tenure: the next commit is refused and raises ``Fence
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from ..contract import Key
@@ -36,6 +36,8 @@ class Tenure:
         owner: The owner row that was written to take it, and its version.
         session: The session row as it was read or written last; None while there is none.
         sleep: Takes seconds; a seam for tests.
+        lapses: Tells how often the lease had run out when it was taken again.
+        proven: What that was before ``owner`` was written.
     """
 
     def __init__(
@@ -47,20 +49,23 @@ class Tenure:
         session: Loaded[SessionRow] | None,
         *,
         sleep: Sleep,
+        lapses: Callable[[], int] = lambda: 0,
+        proven: int = 0,
     ) -> None:
         self._store, self._writer, self._context, self._sleep = store, writer, context, sleep
         self._owner_key, self._session_key = context_key("owner", context), context_key("session", context)
+        self._schedule_key = context_key("schedule", context)
         self._owner, self._session = owner, session
+        self._lapses, self._proven = lapses, proven
         self.turn = asyncio.Lock()
         """One commit at a time: what it expects depends on the one before."""
+        self.ignored: Loaded[ScheduledSignal] | None = None
+        """A row that stands where a signal may wait, and means nothing; it is expected as it was found."""
         self.closing = False
-        self._schedule_key = context_key("schedule", context)
         """Its session ends: it waits no longer for a store that cannot be used."""
 
     @property
     def owner(self) -> Owner:
-        self.ignored: Loaded[ScheduledSignal] | None = None
-        """A row that stands where a signal may wait, and means nothing; it is expected as it was found."""
         """The owner row under which it commits."""
         return self._owner.row
 
@@ -68,6 +73,19 @@ class Tenure:
     def session(self) -> SessionRow | None:
         """The session row as it was read or written last."""
         return None if self._session is None else self._session.row
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the owner row was written since the lease ran out the last time."""
+        return self._proven == self._lapses()
+
+    def proof(self) -> dict[Key, Row | None]:
+        """Return what a commit must write so that :attr:`is_proven` holds; empty where it does.
+
+        Whoever found this worker silent for its lease may be about to take over. That commit expects the owner row
+        unchanged, so writing it anew ends it, or is refused by it.
+        """
+        return {} if self.is_proven else {self._owner_key: self._owner.row}
 
     def adopt(self, owner: Loaded[Owner], session: Loaded[SessionRow] | None) -> None:
         """Go on from rows that were just read, once the caller knows whose they are."""
@@ -99,12 +117,15 @@ class Tenure:
 
         Crash: Before the return, all of the changes or none; after it, all.
         """
+        lapses = self._lapses()
         for _ in range(_MAX_ADOPTIONS):
             expect = {
                 self._owner_key: self._owner.version,
                 self._session_key: 0 if self._session is None else self._session.version,
                 **guards,
             }
+            if self.ignored is not None and guards.get(self._schedule_key):
+                expect[self._schedule_key] = self.ignored.version
             try:
                 # Once an answer was lost, a refusal does not say that nothing was written: whoever decided anew then
                 # would find its own commit, and take it for that of another owner.
@@ -114,6 +135,8 @@ class Tenure:
             except ConflictError as error:
                 await self._look_into(error, guards)
                 continue
+            if changes.get(self._owner_key) == self._owner.row:
+                self._owner, self._proven = Loaded(self._owner.row, number), lapses
             row = changes.get(self._session_key)
             if row is not None:
                 self._session = Loaded(cast("SessionRow", row), number)
@@ -124,8 +147,6 @@ class Tenure:
         """Find out what a conflict means: taken over, a slot changed, or the same rows under other numbers."""
         found, damaged = await self._store.salvage(self._owner_key, self._session_key, *guards)
         owner = cast("Loaded[Owner] | None", found.get(self._owner_key))
-            if self.ignored is not None and guards.get(self._schedule_key):
-                expect[self._schedule_key] = self.ignored.version
         mine = self._owner.row
         if owner is None or (owner.row.holder, owner.row.epoch) != (mine.holder, mine.epoch):
             raise fenced(self._context, mine, None if owner is None else owner.row) from error

@@ -11,6 +11,9 @@ Invariants:
 * A worker counts its own lease as over ``MARGIN`` before others may; and a sign of life counts only once it has looked
   at its owner rows after that, so that whoever replaces a living worker need not wait longer than for its lease.
 * A failed look starts the watching anew: an outage of the store is not taken for the death of a worker.
+* A worker whose lease ran out may be about to be replaced, by a takeover that was decided meanwhile. It may take its
+  lease again, but for each context that counts only once the owner row was written anew, which that takeover expects
+  unchanged (:meth:`holdfast.engine.tenure.Tenure.proof`).
 """
 
 from __future__ import annotations
@@ -149,6 +152,8 @@ class SignOfLife:
         self._looks = 0
         self._sent_at = 0.0
         """When the newest sign of life that was stored, and followed by a look, had been sent; 0: none yet."""
+        self.lapses = 0
+        """How often the lease had run out when it was taken again."""
 
     @property
     def is_held(self) -> bool:
@@ -212,7 +217,11 @@ class SignOfLife:
             await self._writer.commit({worker_key(self.holder): row})
             await self._look_for_new_owners()
             self._looks += 1
-            self._sent_at = before
+            lapsed, self._sent_at = self._sent_at > 0 and not self.is_held, before
+            if lapsed:
+                self.lapses += 1
+                for session in self._sessions:
+                    session.lapsed()
 
     async def _go_on(self) -> None:
         while True:
