@@ -2,12 +2,17 @@
 
 The environment says which market (``HOLDFAST_TEST_MARKET``, JSON of :class:`Market`) and where this process writes its
 record (``HOLDFAST_TEST_RECORD``, a directory). A record outlives SIGKILL: each line is written as it happens.
+
+Where the market names a venue, orders go there. A file ``stop-PID`` in the record's directory then tells the process to
+stop itself, as SIGSTOP does, at the place that the file names: right after an intent was committed (``committed``), or
+right before it is sent (``sending``).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,20 +20,26 @@ from typing import Any
 
 import msgspec
 
-from holdfast import add_exchange, add_strategy, get_candles
+from holdfast import add_exchange, add_strategy, get_candles, set_config
+from holdfast.brokers.paper import PaperBroker
 from holdfast.contract import Guarantees, Key
-from holdfast.engine import worker
+from holdfast.engine import tenure, worker
+from holdfast.engine.broker import OrderReport, OrderRequest
 from holdfast.engine.listeners import default_listeners
+from holdfast.errors import ConflictError
 from holdfast.market.pace import RunningPace
 from holdfast.market.protocol import MINUTE_MS
 from holdfast.market.replay import LocalMarket
 from holdfast.market.synthetic import SyntheticMarket
-from holdfast.rows import Event, Owner, Row
-from holdfast.store import Store
+from holdfast.rows import Event, Order, Owner, Row
+from holdfast.store import Store, Writer
 
 EXCHANGE, STRATEGY = "shared", "swift"
 HISTORY_MINUTES = 30
 """Candles before the clock begins."""
+QUANTITY = 1.0
+ENTRY_SECONDS, EXIT_SECONDS, GRACE_SECONDS = 0.5, 0.4, 0.1
+"""How long orders are valid, and how far clocks may be apart: all less than the shortest lease."""
 
 
 class Market(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +53,8 @@ class Market(msgspec.Struct, frozen=True, kw_only=True):
     minute_seconds: float
     elsewhere: bool = False
     """Each process believes that it is on a machine of its own: no pid tells the others that it is gone."""
+    venue: str = ""
+    """Address of a paper venue to which orders go; empty for none."""
 
     def exchange(self) -> LocalMarket:
         """Return it as an exchange."""
@@ -64,7 +77,7 @@ async def swift(symbol: str, when_ms: int) -> dict[str, Any] | None:
         "priceTakeProfit": price * (1 + side * 0.02),
         "priceStopLoss": price * (1 - side * 0.02),
         "minuteEstimatedTime": 3,
-    }
+    } | ({"quantity": QUANTITY} if TRADES else {})
 
 
 class Record:
@@ -77,6 +90,7 @@ class Record:
     def __init__(self, directory: str) -> None:
         path = Path(directory) / f"{os.getpid()}.jsonl"
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._stop = path.with_name(f"stop-{os.getpid()}")
         self.line("holder", pid=os.getpid())
 
     def line(self, kind: str, **what: Any) -> None:
@@ -96,6 +110,14 @@ class Record:
             owner=None if owner is None else {"epoch": owner.epoch, "released": owner.released},
             events=[row.number for row in changes.values() if isinstance(row, Event)],
         )  # fmt: skip
+        if any(isinstance(row, Order) and row.state == "intended" for row in changes.values()):
+            self.stop_here("committed")
+
+    def stop_here(self, place: str) -> None:
+        """Stop this process if it was told to do so at this place."""
+        if self._stop.exists() and self._stop.read_text() == place:
+            self._stop.unlink()
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def told(self, news: object) -> None:
         """Write a line for an event that somebody was told."""
@@ -115,20 +137,54 @@ def watch_stores(record: Record) -> None:
     Store.open = open_watched  # type: ignore[method-assign, assignment]
 
 
+def watch_refusals(record: Record) -> None:
+    """Have the record told of every commit of a context that is refused, the moment that it is."""
+    surely: Any = tenure.__dict__["commit_surely"]
+
+    async def watched(writer: Writer, *arguments: Any, **more: Any) -> int:
+        try:
+            number: int = await surely(writer, *arguments, **more)
+            return number
+        except ConflictError:
+            record.line("refused", context=writer.lane)
+            raise
+
+    tenure.__dict__["commit_surely"] = watched
+
+
+class WatchedBroker(PaperBroker):
+    """A broker that puts on record what it is about to send."""
+
+    async def submit(self, request: OrderRequest) -> OrderReport:
+        """Send an order once."""
+        if RECORD is not None:
+            RECORD.line("sending", symbol=request.symbol, order=request.client_order_id)
+            RECORD.stop_here("sending")
+        return await super().submit(request)
+
+
 def set_up() -> Record | None:
     """Do what the environment says; return the record, if there is to be one."""
+    global TRADES
     if text := os.environ.get("HOLDFAST_TEST_MARKET"):
         market = msgspec.json.decode(text, type=Market)
-        add_exchange(market.exchange(), exchange_name=EXCHANGE)
+        TRADES = bool(market.venue)
+        broker = WatchedBroker(market.venue) if TRADES else None
+        add_exchange(market.exchange(), exchange_name=EXCHANGE, broker=broker)
         add_strategy(swift, strategy_name=STRATEGY, interval="1m", symbols=market.symbols)
+        set_config(
+            entry_validity_seconds=ENTRY_SECONDS, exit_validity_seconds=EXIT_SECONDS, order_grace_seconds=GRACE_SECONDS
+        )
         if market.elsewhere:
             worker.machine = lambda: f"elsewhere/{os.getpid()}"
     if directory := os.environ.get("HOLDFAST_TEST_RECORD"):
         record = Record(directory)
         watch_stores(record)
+        watch_refusals(record)
         default_listeners.listen("signal_live", record.told)
         return record
     return None
 
 
+TRADES = False
 RECORD = set_up()

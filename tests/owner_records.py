@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fleet_bot
+
 
 class Commit(NamedTuple):
     """An acknowledged commit of a context."""
@@ -34,6 +36,18 @@ class Told(NamedTuple):
     at: float
 
 
+class Sending(NamedTuple):
+    """An order that a process was about to send."""
+
+    at: float
+    pid: int
+    epoch: int
+    """Under which the process owned the context then."""
+    order: str
+    after_refusal: bool
+    """It had been told before that it no longer owns the context."""
+
+
 class Records:
     """The records of a directory, merged.
 
@@ -46,12 +60,17 @@ class Records:
         self.commits: defaultdict[str, list[Commit]] = defaultdict(list)
         """Of each context, by its entity name, in the order of their numbers."""
         self.told: defaultdict[str, list[Told]] = defaultdict(list)
+        self.sendings: defaultdict[str, list[Sending]] = defaultdict(list)
+        """Of each context; those of one process in the order in which it sent them."""
+        self.refusals: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
+        """Of each context: when a commit under its owner row was refused, and whose."""
         self.fenced: list[dict[str, Any]] = []
         self.failed: list[dict[str, Any]] = []
         self.slots: list[tuple[int, str, bool]] = []
         """(commit number, slot, taken or given back) of every risk profile, in the order of the numbers."""
         self._read_to: dict[Path, int] = {}
         self._epochs: defaultdict[int, dict[str, int]] = defaultdict(dict)
+        self._refused: defaultdict[int, set[str]] = defaultdict(set)
         self.refresh()
 
     def refresh(self) -> Records:
@@ -68,22 +87,35 @@ class Records:
         return self
 
     def _read(self, pid: int, lines: Iterable[dict[str, Any]]) -> None:
-        epochs = self._epochs[pid]
+        epochs, refused = self._epochs[pid], self._refused[pid]
         for line in lines:
             match line["kind"]:
                 case "commit" if line["context"]:
                     name, owner = line["context"], line["owner"]
-                    if owner:
-                        epochs[name] = owner["epoch"]
                     releasing = bool(owner and owner["released"])
+                    # Its own row, written anew after a lapse of the lease, is no takeover.
+                    taking = bool(owner) and not releasing and owner["epoch"] != epochs.get(name)
+                    if taking:
+                        refused.discard(name)
+                        epochs[name] = owner["epoch"]
                     self.commits[name].append(
-                        Commit(line["n"], pid, epochs.get(name, 0), bool(owner) and not releasing, releasing,
+                        Commit(line["n"], pid, epochs.get(name, 0), taking, releasing,
                                line["t"], tuple(line["events"]))
                     )  # fmt: skip
                 case "told":
                     name = entity_of(line["event"].rpartition("#")[0])
                     self.told[name].append(Told(line["number"], pid, epochs.get(name, 0), line["t"]))
+                case "sending":
+                    name = entity_of(f"{fleet_bot.EXCHANGE}/{line['symbol']}/{fleet_bot.STRATEGY}")
+                    self.sendings[name].append(
+                        Sending(line["t"], pid, epochs.get(name, 0), line["order"], name in refused)
+                    )
+                case "refused":
+                    name = entity_of(line["context"])
+                    refused.add(name)
+                    self.refusals[name].append((line["t"], pid))
                 case "fenced":
+                    refused.add(entity_of(line["context"]))
                     self.fenced.append({**line, "pid": pid})
                 case "failed":
                     self.failed.append({**line, "pid": pid})

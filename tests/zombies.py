@@ -1,5 +1,8 @@
 """Zombies: an owner is paused past its lease, replaced, and woken; nothing that it then does may count.
 
+Both processes trade one account of a paper venue, a third process, which is the witness. An owner is paused anywhere,
+or right after it committed the intent of an order, or right before the order is sent: after its last look at the lease.
+
 ``python tests/zombies.py URL [--runs N] [--lease SECONDS] [--seed S] [--time-cap SECONDS]`` prints one JSON object.
 """
 
@@ -23,22 +26,28 @@ from typing import Any
 
 import fleet_bot
 import msgspec
+from order_witness import Witness
 from owner_records import Commit, Records, entity_of
 
+from holdfast.brokers.paper_venue import VenueProcess
+from holdfast.brokers.paper_wire import Heard
 from holdfast.contract import Survives
 from holdfast.domains import context_key
+from holdfast.engine.orders import Book
 from holdfast.invariants import check_store
 from holdfast.names import Context, quote
-from holdfast.rows import Owner
+from holdfast.rows import Order, Owner
 from holdfast.store import Store
 from holdfast.urls import open_backend
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 MINUTE_SECONDS = 0.05
+PLACES = ("anywhere", "sending", "committed", "sending")
 _LOOK_SECONDS = 0.02
+_DUST = 1e-9
 _PATIENCE_LEASES = 40
 """How long anything may take that should take one lease, on a busy machine."""
-_BLOCKED_LEASES = 10
+_BLOCKED_LEASES = 5
 """After so long nobody can replace a paused owner: it holds a lock of the store's, as one of SQLite's writers may."""
 
 
@@ -51,6 +60,12 @@ class Found(msgspec.Struct, kw_only=True):
     """It was paused while it held a lock of the store's, so that nobody could replace it; not counted as runs."""
     late_writes_refused: int = 0
     """Contexts whose old owner ended with an error that names the new one."""
+    stopped_before_sending: int = 0
+    """Runs whose pause began between the last look at the lease and the request."""
+    orders: int = 0
+    """Taken by the venue."""
+    late_orders_refused: int = 0
+    """Requests of a replaced owner, on their way when it was paused, that the venue refused."""
     commits: int = 0
     events: int = 0
     longest_takeover_leases: float = 0.0
@@ -76,26 +91,30 @@ class Zombies:
         self.records = Records(place / "records")
         self.random = random.Random(seed)
         self.found = Found()
+        self.heard: list[Heard] = []
         self.contexts = [Context(fleet_bot.EXCHANGE, symbol, fleet_bot.STRATEGY) for symbol in SYMBOLS]
         self.names = [context_key("owner", context).entity_name for context in self.contexts]
 
     def run(self, runs: int, *, time_cap_seconds: float = float("inf")) -> Found:
         """Pause, replace and wake so often; then look at everything that was committed and told."""
         began = time.monotonic()
-        with self._processes(minutes=int(min(runs * 400, 200_000)) + 2000) as processes:
-            while self.found.runs < runs and not self.found.wrong:
-                if time.monotonic() - began > time_cap_seconds or self.found.blocked > 5 + runs:
-                    break
-                self._one(processes)
-        self._judge()
+        with VenueProcess() as self.venue:
+            with self._processes(minutes=int(min(runs * 400, 200_000)) + 2000) as processes:
+                while self.found.runs < runs and not self.found.wrong:
+                    if time.monotonic() - began > time_cap_seconds or self.found.blocked > 5 + runs:
+                        break
+                    self._one(processes)
+                    self.heard += self.venue.heard()
+            self._judge()
         self.found.seconds = round(time.monotonic() - began, 1)
         return self.found
 
     @contextmanager
     def _processes(self, *, minutes: int) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
         market = fleet_bot.Market(
-            seed=self.seed, symbols=SYMBOLS, minutes=minutes, began=time.monotonic() + 1, minute_seconds=MINUTE_SECONDS
-        )
+            seed=self.seed, symbols=SYMBOLS, minutes=minutes, began=time.monotonic() + 1, minute_seconds=MINUTE_SECONDS,
+            venue=self.venue.address,
+        )  # fmt: skip
         environment = {
             **os.environ,
             "HOLDFAST_TEST_MARKET": msgspec.json.encode(market).decode(),
@@ -125,15 +144,17 @@ class Zombies:
     # ------------------------------------------------------------------ one run
 
     def _one(self, processes: dict[int, subprocess.Popen[bytes]]) -> None:
-        """Pause one process at a random moment until the other owns what it had, then wake it."""
+        """Pause one process somewhere until the other owns what it had, then wake it."""
         settled = self._until(self._settled, "nobody owns everything, and goes on with it")
         if settled is None:
             return
         pid = self.random.choice([owner.pid for owner in settled.values()])
         had = {name: owner for name, owner in settled.items() if owner.pid == pid}
         time.sleep(self.random.uniform(0.0, 4 * MINUTE_SECONDS))
-        os.kill(pid, signal.SIGSTOP)
+        place = PLACES[self.found.runs % len(PLACES)]
         try:
+            if not self._pause(pid, place, had):
+                return
             paused = time.monotonic()
             replaced = self._until(lambda records: self._replaced(records, had, pid), "", _BLOCKED_LEASES)
         finally:
@@ -147,7 +168,26 @@ class Zombies:
         if ended is None:
             return
         self.found.runs += 1
+        self.found.stopped_before_sending += place == "sending"
         self.found.late_writes_refused += len(had)
+
+    def _pause(self, pid: int, place: str, had: dict[str, Commit]) -> bool:
+        """Pause the process, as SIGSTOP does, at this place of its code; False where it was replaced before."""
+        if place != "anywhere":
+            stop = self.records.directory / f"stop-{pid}"
+            stop.with_suffix(".new").write_text(place)
+            stop.with_suffix(".new").rename(stop)
+            ends = time.monotonic() + _PATIENCE_LEASES * self.lease_seconds
+            while not _is_stopped(pid):
+                replaced = any(self.records.refresh().owner(name) != owner for name, owner in had.items())
+                if replaced or time.monotonic() > ends:
+                    stop.unlink(missing_ok=True)
+                    if not replaced:
+                        self.found.wrong.append(f"process {pid} sent no order, so it could not be stopped there")
+                    return False
+                time.sleep(_LOOK_SECONDS / 4)
+        os.kill(pid, signal.SIGSTOP)
+        return True
 
     def _settled(self, records: Records) -> dict[str, Commit]:
         """Return the takeover of each context, once all have an owner that has gone on to commit something."""
@@ -200,6 +240,10 @@ class Zombies:
         self.found.commits = sum(map(len, records.commits.values()))
         self.found.events = sum(map(len, records.told.values()))
         self.found.wrong += records.wrong()
+        self.heard += self.venue.heard()
+        witness = Witness(records, self.heard, dict(zip(SYMBOLS, self.names, strict=True)), fleet_bot.QUANTITY)
+        self.found.wrong += witness.wrong()
+        self.found.orders, self.found.late_orders_refused = witness.accepted, witness.late_refused
         self.found.wrong += [f"{line['context']}: {line['error']}" for line in records.failed]
         self.found.wrong += asyncio.run(self._stored(records))
 
@@ -214,9 +258,22 @@ class Zombies:
                 newest = records.commits[name][-1].epoch
                 if loaded is None or not isinstance(loaded.row, Owner) or loaded.row.epoch != newest:
                     wrong.append(f"{name}: the store's owner row is not of epoch {newest}")
+            wrong += await self._positions(store)
             return wrong + await self._lanes(store, records)
         finally:
             await store.close()
+
+    async def _positions(self, store: Store) -> list[str]:
+        """Compare what the account holds with what the rows of its orders say."""
+        held = {one.symbol: one.quantity for one in self.venue.witness().positions}
+        wrong = []
+        for symbol, name in zip(SYMBOLS, self.names, strict=True):
+            rows = [loaded.row for loaded in (await store.scan("order", name)).values()]
+            book = Book(row for row in rows if isinstance(row, Order))
+            known = sum(book.position(signal_id) for signal_id in book.signal_ids())
+            if abs(held.get(symbol, 0.0) - known) > _DUST:
+                wrong.append(f"{name}: the account holds {held.get(symbol, 0.0)}, the rows say {known}")
+        return wrong
 
     async def _lanes(self, store: Store, records: Records) -> list[str]:
         """The server remembers each lane's last commit: none may lie in the time of a later owner."""
@@ -239,6 +296,10 @@ class Zombies:
         before = [one for one in records.commits[name] if one.number < number]
         after = [one for one in records.commits[name] if one.number > number]
         return not before or not after or before[-1].epoch < after[0].epoch
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def _lane(context: Context) -> str:
