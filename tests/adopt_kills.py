@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import msgspec
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fakes import FakeMarket, candle, flat, minute_ms, no_sleep, signal_row
-from order_kills import KillerBroker, forked_in
+from order_bot import KillerBroker, forked_in
 
 import holdfast
 from holdfast.backends.file import FileBackend
@@ -139,12 +140,12 @@ def hunt(part: int, parts: int) -> Found:
                 break
             symbol, place, broker = f"S{kill_at}USDT", top / str(kill_at), venue.broker()
             asyncio.run(bought(broker, symbol))
-            ended = forked_in(lambda k=kill_at, s=symbol, p=place, b=broker: life(p, b, s, k), symbol)
+            ended = forked_in(partial(life, place, broker, symbol, kill_at), symbol)
             if not kill_at:
                 found.steps = ended
             elif ended < 0:
                 found.kills += 1
-                ended = forked_in(lambda s=symbol, p=place, b=broker: life(p, b, s, 0), symbol)
+                ended = forked_in(partial(life, place, broker, symbol, 0), symbol)
             if ended < 0:
                 found.wrong.append(f"at step {kill_at}: ended with {ended}")
                 continue

@@ -169,4 +169,11 @@ ORDERS: list[tuple[str, str, str, str, str]] = [
         "        self._pause_seconds = 0.0\n        self._doubtful.discard(order.client_order_id)\n        if count > 1:\n",
         f"{_RUNS} -k does_not_end_between",
     ),
+    (
+        "orders: who is killed before it tells of a possible duplicate hides it",
+        "executor.py",
+        "            if report is None and may_turn_up(order, self.terms):\n",
+        "            if False:\n",
+        f"{_RUNS} -k by_the_next_run_too",
+    ),
 ]

@@ -182,6 +182,15 @@ async def test_a_possible_duplicate_is_told_where_the_venue_refuses_no_late_requ
     assert "may still turn up, and an exit may be there twice" in told[0]
 
 
+async def test_a_possible_duplicate_is_told_by_the_next_run_too_which_cannot_know_whether_anybody_was() -> None:
+    desk = Desk(promised=features(refuses_expired=False))
+    late = stored("open", state="expired", at_ms=minute_ms(-60))
+    store = await left_behind(late, is_open=False)
+    await live(desk, store)
+    told = [str(failure.error) for failure in desk.bot.errors if isinstance(failure.error, OrderError)]
+    assert sum(f"{ENTRY}" in text and "may still turn up" in text for text in told) == 1
+
+
 async def test_an_order_that_the_venue_has_twice_is_told_and_all_of_it_is_closed() -> None:
     desk, store = Desk(promised=features("never")), await memory_store()
     desk.broker.faults = ["twice"]

@@ -122,6 +122,8 @@ class Executor:
         self._asked: dict[str, int] = {}
         self._doubtful: set[str] = set()
         self._twice: set[str] = set()
+        self._told: set[str] = set()
+        """Orders of which the user was told that they were refused or never came."""
         self._pause_seconds = 0.0
         self._began_ms = self._commit_ms = 0
         """When the newest commit with an intent began, and how long it took."""
@@ -368,6 +370,8 @@ class Executor:
             if isinstance(step, Send | Put):
                 await self._do(step)
         if is_ended(order):  # only now: what was found must be on record before anybody takes this for the end
+            if report is None and may_turn_up(order, self.terms):
+                await self._tell_of(order)  # whoever put that on record may have been killed before it told anybody
             self._doubtful.discard(order.client_order_id)
         self._tell()
 
@@ -458,6 +462,9 @@ class Executor:
         return order.state in ("cancelled", "expired")
 
     async def _tell_of(self, order: Order) -> None:
+        if order.client_order_id in self._told:
+            return
+        self._told.add(order.client_order_id)
         what = f"the {order.action} order {order.client_order_id} of signal {order.signal_id!r:.80}"
         told = f"{what} was {order.state}: {order.note or 'the venue gave no reason'}"
         if may_turn_up(order, self.terms):
