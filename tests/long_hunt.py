@@ -1,7 +1,7 @@
 """The long hunt, ``make torture``: over every storage kills of the bot and of its server, races, lost power, owners.
 
 ``python tests/long_hunt.py [--resume DIR] [--time-cap SECONDS] [--seed S] [--share F] [PART …]``; a part is
-``kills:NAME``, ``histories:NAME``, ``power:NAME``, ``zombies:NAME``, ``fleet:NAME``, ``orders:kills``,
+``kills:NAME``, ``histories:NAME``, ``power:NAME``, ``zombies:NAME``, ``fleet:NAME``, ``orders:NAME``,
 ``simulation:seeds`` or ``simulation:defects``. Each part but a fleet and the last keeps what it has done in the
 directory, so that the hunt goes on where it stopped; ``--share 0.01`` takes a hundredth of all.
 """
@@ -38,8 +38,8 @@ FLEET_SECONDS = 300.0
 _FLEET_SPARE_SECONDS = 120.0
 """For its start, its end and the comparison."""
 _CUTS_AT_ONCE = 10
-ORDER_RUNS = 7_000
-"""About three kills in two runs: 10,000 kills."""
+ORDER_RUNS = {"file": 5_000, "sqlite": 600, "redis": 500, "postgres": 400, "mongo": 250, "s3": 250}
+"""About three kills, or pauses, in two runs: 10,000."""
 _AT_ONCE = 4
 SIMULATED = 1_000_000
 _STARTS = 5
@@ -74,7 +74,7 @@ class Hunt:
             **{f"power:{name}": self.power for name in lost_power.RIGS},
             **{f"zombies:{name}": self.zombies for name in torture_servers.STORES if name != "file"},
             **{f"fleet:{name}": self.fleet for name in ("redis", "postgres", "sqlite")},
-            "orders:kills": self.orders,
+            **{f"orders:{name}": self.orders for name in ORDER_RUNS},
             "simulation:seeds": self.simulation,
             "simulation:defects": self.defects,
         }
@@ -186,26 +186,37 @@ class Hunt:
 
     def orders(self, name: str, seconds: float) -> tuple[str, int, bool]:
         """Kill a bot around its orders, several at once: a run mostly waits for expiries."""
-        wanted = self._wanted(ORDER_RUNS)
+        wanted = self._wanted(ORDER_RUNS[name])
         words = [sys.executable, str(Path(__file__).with_name("order_kills.py")), "--runs", str(wanted)]
         words += ["--seed", str(self.options.seed), "--time-cap", f"{seconds:.0f}"]
-        running = [
-            subprocess.Popen(
-                [*words, "--part", f"{part}/{_AT_ONCE}", "--resume", f"{self._kept(f'orders:{name}')}-{part}"],
-                stdout=subprocess.PIPE,
-            )
-            for part in range(_AT_ONCE)
-        ]
-        told = [process.communicate()[0] for process in running]
+        with (
+            tempfile.TemporaryDirectory(prefix=f"holdfast-orders-{name}-") as place,
+            torture_servers.started(name, Path(place)) as (store, _),
+        ):
+            running = [
+                subprocess.Popen(
+                    [*words, *(["--store", store] if name != "file" else []), "--part", f"{part}/{_AT_ONCE}",
+                     "--resume", f"{self._kept(f'orders:{name}')}-{part}"],
+                    stdout=subprocess.PIPE,
+                )
+                for part in range(_AT_ONCE)
+            ]  # fmt: skip
+            told = [process.communicate()[0] for process in running]
         if not all(told):
             return "ended without a word", 1, False
         found = [json.loads(text) for text in told]
         wrong = [text for one in found for kind in ("twice", "forgotten", "without_row", "other") for text in one[kind]]
         for text in wrong[:5]:
             print(text, file=sys.stderr)
-        runs, kills, lost = (sum(one[what] for one in found) for what in ("runs", "kills", "lost"))
-        did = f"{runs:,} runs, {kills:,} kills around orders, {lost:,} answers or requests lost or late"
-        return did, len(wrong), runs >= wanted
+        counted = ("runs", "kills", "pauses", "takeovers", "lost", "told", "surprises", "venue_orders")
+        sums = {what: sum(one[what] for one in found) for what in counted}
+        did = (
+            f"{sums['runs']:,} runs, {sums['kills']:,} kills around orders, {sums['pauses']:,} owners paused past their "
+            f"lease, {sums['takeovers']:,} takeovers by one that waited, {sums['lost']:,} answers or requests lost or "
+            f"late; {sums['venue_orders']:,} orders at the venue; {sums['surprises']:,} late or double where a venue "
+            f"allows it, all told (possible ones in {sums['told']:,} runs)"
+        )
+        return did, len(wrong), sums["runs"] >= wanted
 
     def simulation(self, name: str, seconds: float) -> tuple[str, int, bool]:
         """Play histories of the simulation on all cores; another seed of the hunt plays others."""
