@@ -211,8 +211,8 @@ class Hunt:
         counted = ("runs", "kills", "pauses", "takeovers", "lost", "told", "surprises", "venue_orders")
         sums = {what: sum(one[what] for one in found) for what in counted}
         did = (
-            f"{sums['runs']:,} runs, {sums['kills']:,} kills around orders, {sums['pauses']:,} owners paused past their "
-            f"lease, {sums['takeovers']:,} takeovers by one that waited, {sums['lost']:,} answers or requests lost or "
+            f"{sums['runs']:,} runs, {sums['kills']:,} kills around orders, {sums['pauses']:,} owners paused past "
+            f"their lease, {sums['takeovers']:,} takeovers by one that waited, {sums['lost']:,} answers or requests lost or "
             f"late; {sums['venue_orders']:,} orders at the venue; {sums['surprises']:,} late or double where a venue "
             f"allows it, all told (possible ones in {sums['told']:,} runs)"
         )
