@@ -212,9 +212,9 @@ class Hunt:
         sums = {what: sum(one[what] for one in found) for what in counted}
         did = (
             f"{sums['runs']:,} runs, {sums['kills']:,} kills around orders, {sums['pauses']:,} owners paused past "
-            f"their lease, {sums['takeovers']:,} takeovers by one that waited, {sums['lost']:,} answers or requests lost or "
-            f"late; {sums['venue_orders']:,} orders at the venue; {sums['surprises']:,} late or double where a venue "
-            f"allows it, all told (possible ones in {sums['told']:,} runs)"
+            f"their lease, {sums['takeovers']:,} takeovers by one that waited, {sums['lost']:,} answers or requests "
+            f"lost or late; {sums['venue_orders']:,} orders at the venue; {sums['surprises']:,} late or double where a "
+            f"venue allows it, all told (possible ones in {sums['told']:,} runs)"
         )
         return did, len(wrong), sums["runs"] >= wanted
 
