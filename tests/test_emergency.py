@@ -11,12 +11,12 @@ from emergency_kit import CONTEXT, TARGET, How, Killed, Place, Process, Steps, f
 from fakes import candle, memory_store, minute_ms, session_of, sound, stepped
 
 from holdfast.contract import Key
-from holdfast.domains import context_key, ledger_key
+from holdfast.domains import context_key, ledger_key, order_key
 from holdfast.engine.blocks import Blocks, FileSpace
 from holdfast.engine.health import Health
 from holdfast.engine.modes import Mode
 from holdfast.errors import CorruptedError, FailedError, HeldError, InvalidInputError, UnavailableError
-from holdfast.rows import Guard
+from holdfast.rows import Guard, Order
 
 AWAY: list[How] = ["refuses", "full", "gone", "silent", "answer lost", "request lost"]
 FREE = [lambda payload: None]
@@ -295,6 +295,53 @@ async def test_what_another_owner_has_gone_on_from_is_left_out(tmp_path: Path) -
     session = await third.start()
     await session.close()
     assert third.trouble == []
+
+
+@pytest.mark.parametrize(
+    ("kept", "known", "wins"),
+    [
+        (("filled", 1, 2.0), None, "kept"),
+        (("filled", 1, 2.0), ("sent", 1, 0.0), "kept"),
+        (("partial", 1, 1.0), ("filled", 1, 2.0), "known"),
+        (("unknown", 1, 0.0), ("cancelled", 1, 0.0), "known"),
+        (("expired", 1, 0.0), ("filled", 1, 2.0), "known"),
+        (("filled", 1, 2.0), ("open", 2, 0.0), "known"),
+    ],
+)
+async def test_an_order_with_which_another_owner_went_on_does_not_fall_back_to_what_is_kept(
+    tmp_path: Path, kept: Any, known: Any, wins: str
+) -> None:
+    """Two that make the same exit write the same session row: what follows it is still to be told apart."""
+    place = Place(tmp_path)
+    first = await place.process()
+    session = await first.start()
+    await stepped(session, candle(0, 43000))
+    await session.flush()
+    first.backend.go("gone")
+    await stepped(session, TARGET)
+    key, mine = order_key(CONTEXT, "hx"), _order(*kept)
+    await first.health.emergency.keep(CONTEXT, session.writer.lifeline.kept[-1].after, {key: mine}, epoch=1)
+    first.die()
+    other = await session_of(first.bot, await memory_store(place.memory), holder="other")
+    await stepped(other, TARGET)
+    if known is not None:
+        await other.note({key: _order(*known)})
+    await other.close()
+    second = await place.process()
+    session = await second.start()
+    assert session.unsaved == 0
+    await session.close()
+    loaded = await second.store.get(key)
+    assert loaded is not None
+    assert loaded.row == (mine if wins == "kept" else _order(*known))
+
+
+def _order(state: Any, epoch: int, filled: float) -> Order:
+    return Order(
+        client_order_id="hx", context=("binance", "BTCUSDT", "my-strategy"), signal_id="s", action="close",
+        side="sell", quantity=2.0, state=state, filled_quantity=filled, epoch=epoch, intended_at_ms=minute_ms(1),
+        expires_at_ms=minute_ms(2),
+    )  # fmt: skip
 
 
 async def test_what_is_kept_of_another_store_stays_where_it_is(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from ..rows import Order, Row, SessionRow
 from ..store import Store
 from .blocks import Blocks, FileSpace, Space
 from .modes import TroublePolicy
-from .orders import EXITS
+from .orders import ENDS, EXITS
 
 _log = logging.getLogger("holdfast")
 
@@ -81,6 +81,18 @@ def together(kept: Sequence[Kept]) -> tuple[dict[Key, Row | None], tuple[Key, ..
     for one in kept:
         changes |= one.changes
     return changes, tuple(dict.fromkeys(key for one in kept for key in one.guards))
+
+
+def overtaken_orders(changes: Mapping[Key, Row | None], stored: Mapping[Key, Row]) -> set[Key]:
+    """Return the orders of which the store knows more than what is kept: another owner has dealt with them since."""
+    overtaken: set[Key] = set()
+    for key, row in changes.items():
+        known = stored.get(key)
+        if isinstance(row, Order) and isinstance(known, Order):
+            went_on = known.state in ENDS and row.state not in ENDS
+            if known.epoch > row.epoch or went_on or known.filled_quantity > row.filled_quantity:
+                overtaken.add(key)
+    return overtaken
 
 
 def may_be_kept(rows: Mapping[Key, Row | None]) -> bool:

@@ -30,7 +30,7 @@ from ..errors import (
 from ..names import Context
 from ..rows import Guard, Owner, Row, SessionRow
 from ..store import Loaded, Store, Writer
-from .emergency import Kept, remaining, together
+from .emergency import Kept, overtaken_orders, remaining, together
 from .modes import Mode
 from .tenure import Tenure
 from .worker import fenced
@@ -275,14 +275,23 @@ class Lifeline:
             tenure.adopt(owner, session)
             if todo:
                 changes, _ = together(todo)
+                if recovering:
+                    for key in await self._overtaken_orders(changes):
+                        del changes[key]
                 for key in slots:
                     old = cast("Guard", found[key].row).changes if key in found else 0
                     changes[key] = Guard(changes=old + 1)
-                await tenure.commit(changes, {})
+                if changes:
+                    await tenure.commit(changes, {})
             await self._health.emergency.done(self._context, kept[-1].number)
             return bool(todo)
         tenure.adopt(owner, session)
         return False
+
+    async def _overtaken_orders(self, changes: Mapping[Key, Row | None]) -> set[Key]:
+        """An owner in between may have gone on with orders and left the session row as it was."""
+        orders, _ = await self._store.salvage(*(key for key in changes if key.domain == "order"))
+        return overtaken_orders(changes, {key: loaded.row for key, loaded in orders.items()})
 
     # ------------------------------------------------------------------ the journal
 
