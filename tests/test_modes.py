@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from fakes import Bot, FakeMarket, candle, flat, memory_store, minute_ms, proposal, session_of, sound, stepped
+from fakes import Bot, FakeMarket, candle, flat, memory_store, minute_ms, proposal, session_of, sound, stepped, until
 
 from holdfast.backends.memory import MemoryBackend
 from holdfast.cli.screen import Board
@@ -21,7 +21,7 @@ from holdfast.engine.listeners import ModeChange, Trouble
 from holdfast.engine.live import Live
 from holdfast.engine.modes import Facts, Mode, TroublePolicy, is_full, judge
 from holdfast.engine.session import Session
-from holdfast.errors import InvalidInputError, UnavailableError
+from holdfast.errors import FencedError, InvalidInputError, UnavailableError
 from holdfast.rows import Outage
 from holdfast.store import Store
 from holdfast.testing.faults import Fault, FaultyBackend
@@ -275,6 +275,31 @@ async def test_somebody_is_told_of_quarantine_and_of_a_takeover() -> None:
     await session.close()
     assert [trouble.kind for trouble in heard] == ["fenced", "quarantine"]
     assert "a test says so" in heard[-1].why
+    await store.close()
+
+
+async def test_a_takeover_that_only_the_background_notices_ends_the_run_without_waiting_for_a_candle() -> None:
+    backend = MemoryBackend()
+    store, other = await memory_store(backend), Store(backend, require=Survives.NOTHING)
+    other._guarantees, other._parts = store._guarantees, store._parts  # a second view of the same place
+    mine = Bot(FakeMarket({"BTCUSDT": flat(43000, -10, 2)}, hold=True), {1: proposal()})
+    told: list[str] = []
+
+    async def drain() -> None:
+        async for event in run:
+            told.append(event.kind)  # noqa: PERF401 -- the test looks at it meanwhile
+
+    run = mine.run(store)
+    running = asyncio.create_task(drain())
+    await until(lambda: told and mine.market.waiting.is_set())
+    session = run._entry.driver.session
+    assert session is not None
+    taken = await session_of(a_bot(), other, holder="other")
+    session.gate.forbid(minute_ms(2), minute_ms(2))  # something to put on record
+    session.writer.background.start()
+    with pytest.raises(FencedError, match="epoch 2"):
+        await asyncio.wait_for(running, 30)
+    await taken.close()
     await store.close()
 
 

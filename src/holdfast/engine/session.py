@@ -134,7 +134,7 @@ class Session:
         outbox = Outbox(context, strategy.callbacks, listeners, store, cap_rows=cap_rows, sleep=sleep)
         self.writer = SessionWriter(
             context, store, risk_names=strategy.risk_names, outbox=outbox, gate=self.gate, health=self.health,
-            executor=executor, has_lease=lambda: self.has_lease, tell=self._tell_trouble,
+            executor=executor, has_lease=lambda: self.has_lease, tell=self._tell_trouble, ended=self.fence,
         )  # fmt: skip
         self._behind: deque[Candle] = deque()
         self._restored: Signal | None = None

@@ -48,6 +48,7 @@ class SessionWriter:
         executor: Of its orders, whose intents go along; None without a broker.
         has_lease: Whether what cannot be taken back may be done.
         tell: Tells the user's hook of trouble.
+        ended: Told why it cannot go on, where no step is there to raise it.
     """
 
     def __init__(
@@ -62,13 +63,14 @@ class SessionWriter:
         executor: Executor | None,
         has_lease: Callable[[], bool],
         tell: Callable[[Trouble], None],
+        ended: Callable[[HoldfastError], None],
     ) -> None:
         self._context, self._risk_names, self._gate = context, risk_names, gate
         self._health, self._executor, self._tell = health, executor, tell
         self.outbox = outbox
         self.lane = store.writer(str(context))
         self.lifeline = Lifeline(context, store, self.lane, health, has_lease)
-        self.background = Background(self.flush, self.give_up)
+        self.background = Background(self.flush, ended)
         self.tenure: Tenure | None = None
         """Under which it commits; None before the context is owned."""
         self.broken: HoldfastError | None = None
