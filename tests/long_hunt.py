@@ -162,9 +162,11 @@ class Hunt:
         wrong = [text for one in kept for text in one["wrong"]]
         for text in wrong[:5]:
             print(text, file=sys.stderr)
-        refused = sum(one["late_writes_refused"] for one in kept)
-        blocked = sum(one["blocked"] for one in kept)
-        did = f"{so_far} owners paused, replaced and woken; {refused} contexts refused; {blocked} held a lock meanwhile"
+        sums = {what: sum(one[what] for one in kept) for what in kept[0] if what != "wrong"} if kept else {}
+        did = "{runs} owners paused, replaced and woken, {stopped_before_sending} of them about to send an order; "
+        did += "{late_writes_refused} contexts refused, {late_orders_refused} late orders refused, {orders:,} taken; "
+        did += "{blocked} held a lock meanwhile"
+        did = did.format_map(sums) if sums else "nothing"
         return did, len(wrong), so_far >= wanted
 
     def fleet(self, name: str, seconds: float) -> tuple[str, int, bool]:

@@ -105,7 +105,7 @@ class Witness:
         for one in self._heard:
             signed = one.report.filled_quantity * (1 if one.request.side == "buy" else -1)
             held[one.request.symbol] += signed
-            if abs(held[one.request.symbol]) > self._quantity + _DUST:
+            if signed and abs(held[one.request.symbol]) > self._quantity + _DUST:
                 yield f"{one.request.symbol}: {held[one.request.symbol]} is held after {one.request.client_order_id}"
 
 

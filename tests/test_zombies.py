@@ -1,4 +1,7 @@
-"""An owner that is paused past its lease, replaced and woken writes nothing, on every store that processes share."""
+"""An owner that is paused past its lease, replaced and woken writes and sends nothing, on every shared store.
+
+It is paused anywhere, right after the intent of an order was committed, and right before the order is sent.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,12 @@ from typing import Any
 
 import pytest
 from backend_list import URLS
+from order_witness import Witness
 from owner_records import Records
 from zombies import Zombies
+
+from holdfast.brokers.paper_wire import Heard
+from holdfast.engine.broker import OrderReport, OrderRequest
 
 RUNS = 5
 LEASE_SECONDS = 0.8
@@ -24,6 +31,9 @@ def test_a_paused_owner_that_was_replaced_wakes_to_find_every_write_refused_and_
     assert found.wrong == []
     assert found.runs == RUNS
     assert found.commits > 3 * RUNS, "they worked between"
+    assert found.orders > RUNS
+    assert found.stopped_before_sending > 0
+    assert found.late_orders_refused > 0, "each of those reached the venue in the time of the next owner"
     record_property(
         "proof:zombies",
         {
@@ -31,6 +41,9 @@ def test_a_paused_owner_that_was_replaced_wakes_to_find_every_write_refused_and_
             "contexts that their old owner left with an error that names the new one": found.late_writes_refused,
             "commits": found.commits,
             "late writes accepted": 0,
+            "orders taken": found.orders,
+            "late orders refused by the venue": found.late_orders_refused,
+            "orders sent after the first refused commit": 0,
         },
     )
 
@@ -73,3 +86,74 @@ def test_one_epoch_of_two_processes_in_the_records_is_found(tmp_path: Path) -> N
 def test_an_event_that_the_old_owner_tells_though_the_new_one_wrote_it_is_found(tmp_path: Path) -> None:
     found = records(tmp_path, p1=[commit(1, epoch=1), told(1)], p2=[commit(3, epoch=2), commit(4, events=(1,))])
     assert found.wrong() == ["A_swift_shared: process 1 (epoch 1) told event 1 of epoch 2"]
+
+
+# ---------------------------------------------------------------------- the witness
+
+
+def sending(order: str) -> dict[str, Any]:
+    return {"kind": "sending", "symbol": "A", "order": order}
+
+
+IDLE = {"kind": "idle"}
+REFUSED = {"kind": "refused", "context": "shared/A/swift"}
+
+
+def heard(at: float, pid: int, order: str, state: Any = "filled", side: Any = "buy", *, at_ms: int = 500) -> Heard:
+    request = OrderRequest(symbol="A", client_order_id=order, side=side, quantity=1.0, expires_at_ms=1000)
+    filled = 1.0 if state == "filled" else 0.0
+    report = OrderReport(client_order_id=order, symbol="A", state=state, filled_quantity=filled)
+    return Heard(at_seconds=at, at_ms=at_ms, sender=pid, account="", request=request, report=report)
+
+
+def contradictions(found: Records, *told: Heard) -> list[str]:
+    return Witness(found, told, {"A": "A_swift_shared"}, 1.0).wrong()
+
+
+def test_orders_of_one_owner_after_the_other_are_sound(tmp_path: Path) -> None:
+    found = records(
+        tmp_path,
+        p1=[commit(1, epoch=1), sending("one"), commit(2), sending("two"), IDLE, commit(6, epoch=3), sending("three")],
+        p2=[IDLE, IDLE, IDLE, IDLE, commit(3, epoch=2)],
+    )
+    told = [heard(1.5, 1, "one"), heard(3.5, 1, "two", side="sell"), heard(6.5, 1, "three")]
+    assert contradictions(found, *told) == []
+
+
+def test_an_order_that_is_sent_after_a_refused_commit_is_found(tmp_path: Path) -> None:
+    found = records(tmp_path, p1=[commit(1, epoch=1), REFUSED, sending("one")])
+    assert contradictions(found, heard(2.5, 1, "one", "expired")) == [
+        "A_swift_shared: process 1 sent order one after it was told that it no longer owns the context"
+    ]
+
+
+def test_an_order_that_is_sent_in_the_time_of_a_later_owner_is_found(tmp_path: Path) -> None:
+    found = records(tmp_path, p1=[commit(1, epoch=1), commit(2), sending("one")], p2=[IDLE, commit(4, epoch=2)])
+    assert contradictions(found, heard(2.5, 1, "one", "expired")) == [
+        "A_swift_shared: process 1 sent order one of epoch 1 in the time of a later owner"
+    ]
+
+
+def test_an_order_that_was_on_its_way_is_refused_or_comes_before_those_of_the_later_owner(tmp_path: Path) -> None:
+    found = records(
+        tmp_path, p1=[commit(1, epoch=1), sending("one")],
+        p2=[IDLE, IDLE, commit(5, epoch=2), commit(6), sending("two")],
+    )  # fmt: skip
+    late = Witness(found, [heard(2.5, 1, "one", "expired")], {"A": "A_swift_shared"}, 1.0)
+    assert (late.wrong(), late.late_refused, late.accepted) == ([], 1, 0)
+    assert contradictions(found, heard(2.5, 1, "one"), heard(4.5, 2, "two", side="sell")) == []
+    assert contradictions(found, heard(2.5, 1, "one", at_ms=1000)) == [
+        "A_swift_shared: order one of epoch 1 was accepted after its expiry"
+    ]
+    assert contradictions(found, heard(4.2, 2, "two"), heard(4.5, 1, "one", side="sell")) == [
+        "A_swift_shared: order one of epoch 1 was accepted after an order of the owner that came later"
+    ]
+
+
+def test_an_order_that_is_there_twice_or_that_nobody_put_on_record_is_found(tmp_path: Path) -> None:
+    found = records(tmp_path, p1=[commit(1, epoch=1), sending("one")])
+    assert contradictions(found, heard(1.5, 1, "one"), heard(1.6, 1, "one"), heard(1.7, 2, "two", "rejected")) == [
+        "A_swift_shared: order two of process 2 reached the venue; no record says that it was sent",
+        "order one was accepted twice",
+        "A: 2.0 is held after one",
+    ]
