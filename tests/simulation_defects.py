@@ -153,7 +153,7 @@ DEFECTS = (
         "events=tuple(loaded.row for loaded in events.values())", "events=()",
     ),
     _one(
-        "an outage that is on record is not heeded", "engine.recovery:_newest_outage_ms",
+        "an outage that is on record is not heeded", "engine.recovery:_recorded_outages",
         "if not keys:", "if True:",
     ),
     _one("the price window begins empty", "engine.driver:Driver._fetch", "preload_from_ms(start_ms, self._strategy.interval_ms, self._params)", "start_ms"),

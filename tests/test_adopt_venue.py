@@ -216,8 +216,9 @@ def test_nobody_adopts_while_an_order_of_the_symbol_is_under_way(
         await store.open()
         context = Context("paper", "BTCUSDT", "another")
         order = Order(
-            client_order_id="a", context=tuple(context), account=venue.broker(key).account, signal_id="s",
-            action="open", side="buy", quantity=3.0, state="intended", epoch=1, intended_at_ms=1, expires_at_ms=2,
+            client_order_id="a", context=("paper", "BTCUSDT", "another"), account=venue.broker(key).account,
+            signal_id="s", action="open", side="buy", quantity=3.0, state="intended", epoch=1, intended_at_ms=1,
+            expires_at_ms=2,
         )  # fmt: skip
         order_key = context_key("session", context)._replace(domain="order", entity_id="a")
         await store.writer("test").commit({order_key: order})

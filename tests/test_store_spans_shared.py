@@ -140,7 +140,7 @@ class Listing(Around):
 
     asked = 0
 
-    def keys(self, scope: str, prefix: KeyPrefix) -> AsyncIterator[Key]:
+    def keys(self, scope: str, prefix: KeyPrefix = KeyPrefix()) -> AsyncIterator[Key]:
         self.asked += prefix.domain == "intent"
         return super().keys(scope, prefix)
 

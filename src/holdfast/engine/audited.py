@@ -21,13 +21,14 @@ from ..contract import Key, KeyPrefix
 from ..domains import context_key, risk_key, to_mapping
 from ..errors import ConflictError, HeldError, UnavailableError
 from ..names import Context, unquote
-from ..rows import Audit, Event, Guard, Owner, Row, SessionRow
+from ..rows import Audit, Event, Guard, Owner, Row, SessionRow, Signal
 from ..rules.candles import MINUTE_MS
 from ..rules.params import Params
 from ..rules.signals import Spec
 from ..store import Loaded, Store
 from .lanes import Sleep, commit_surely
 from .recovery import Looked, look
+from .retention import Retention
 from .worker import Life, Watch, describe
 
 MAX_ATTEMPTS = 20
@@ -80,6 +81,7 @@ class Audited:
         self._params, self._risk_names = params, dict(risk_names)
         self._clock, self._sleep, self._watch = clock, sleep, watch
         self._writer = store.writer("operator")
+        self.retention = Retention.of(params)
         self.names: tuple[str, ...] = ()
         """Risk profiles of the context that was looked at last."""
 
@@ -120,6 +122,7 @@ class Audited:
             audit_key = Key("audit", name, f"{audit.at_ms:015d}-{secrets.token_hex(4)}")
             rows[audit_key] = audit
             expect[audit_key] = 0
+            rows |= dict.fromkeys(await self._surplus(audit_key, audit.at_ms, seen, want))
             if owner is not None:
                 rows[owner_key] = self._next_owner(owner.row)
             try:
@@ -170,6 +173,21 @@ class Audited:
             after=after,
         )  # fmt: skip
 
+    async def _surplus(self, new: Key, now_ms: int, seen: Looked | None, want: Wanted) -> list[Key]:
+        """Return which older audit rows go with a new one; none that tells of a signal that is open or waits."""
+        if any(key.entity_name == new.entity_name for key in self._store.damaged):
+            return []  # what stands there cannot be told
+        keys = await self._store.keys(KeyPrefix("audit", new.entity_name))
+        ends = {key: int(key.entity_id.partition("-")[0]) for key in (*keys, new)}
+        surplus = self.retention.surplus(ends, now_ms)
+        if not surplus:
+            return []
+        standing = [] if seen is None else [seen.plan.state.signal, seen.plan.state.scheduled]
+        rows = [*standing, *want.changes.values()]
+        ids = {row.id for row in rows if isinstance(row, Signal)}
+        found, _ = await self._store.salvage(*surplus)
+        return [key for key, loaded in found.items() if ids.isdisjoint(_signal_ids(cast("Audit", loaded.row)))]
+
     # ------------------------------------------------------------------ what is there
 
     async def _look(self, context: Context) -> Looked:
@@ -207,3 +225,9 @@ class Audited:
 def _plain(row: Row) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(to_mapping(row)))  # as it lies on the medium
     return plain
+
+
+def _signal_ids(audit: Audit) -> set[str]:
+    """Return the signals that an audit row tells of."""
+    rows = [row for row in (*audit.before.values(), *audit.after.values()) if isinstance(row, dict)]
+    return {row[name] for row in rows for name in ("id", "signalId") if name in row}

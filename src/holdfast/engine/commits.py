@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import NamedTuple, cast
 
 from ..contract import Key
 from ..domains import context_key, event_key, guard_key, risk_key
@@ -12,6 +12,7 @@ from ..rows import Guard, Outage, PartialLevels, Row, Signal
 from ..rules.candles import MINUTE_MS
 from ..rules.signals import State, Transition
 from .reconcile import session_row, slot_of
+from .retention import Retention
 
 
 def changes(
@@ -79,18 +80,46 @@ def vacancies(context: Context, before: State, after: State, ignored_version: in
     return {context_key("signal", context): 0, context_key("schedule", context): ignored_version}
 
 
+class Recorded(NamedTuple):
+    """The outages of a context that are on record."""
+
+    starts: tuple[int, ...] = ()
+    """Open time of the first candle of each, oldest first."""
+    newest: Outage | None = None
+
+    @property
+    def to_ms(self) -> int:
+        """Open time of the last candle of the newest; -1: there is none."""
+        return -1 if self.newest is None else self.newest.to_ms
+
+
+_UNKNOWN_MS = 1 << 62
+
+
 class Outages:
     """The candles on which entries were forbidden, as ranges; those not yet on record are taken by the next commit.
 
     They need no commit of their own: until one is made, ``last_candle_ms`` stands before them, and a restart
-    forbids and records them again.
+    forbids and records them again. A range that touches the newest one on record goes on with it; one that covers
+    others replaces them; and what is older than the retention goes with the commit that records a newer one.
+
+    Args:
+        context: Whose.
+        recorded: Those that are on record.
+        retention: How many stay there.
     """
 
-    __slots__ = ("_context_name", "_from_ms", "_open", "_to_ms", "_unrecorded")
+    __slots__ = ("_context_name", "_ends", "_from_ms", "_open", "_retention", "_to_ms", "_unrecorded")
 
-    def __init__(self, context: Context) -> None:
-        self._context_name = context_key("outage", context).entity_name
-        self._from_ms = self._to_ms = -1
+    def __init__(
+        self, context: Context, recorded: Recorded = Recorded(), retention: Retention = Retention()
+    ) -> None:  # fmt: skip
+        self._context_name, self._retention = context_key("outage", context).entity_name, retention
+        starts, newest = recorded.starts, recorded.newest
+        ends = [start - MINUTE_MS for start in starts[1:]] + [_UNKNOWN_MS if newest is None else newest.to_ms]
+        self._ends = dict(zip(starts, ends, strict=False))
+        """Of those on record, by where each begins, oldest first: where it ends at the latest."""
+        self._from_ms, self._to_ms = (-1, -1) if newest is None else (newest.from_ms, newest.to_ms)
         self._open = False
         self._unrecorded: dict[int, int] = {}
 
@@ -99,11 +128,13 @@ class Outages:
 
     def forbid(self, candle_ms: int, until_ms: int | None = None) -> None:
         """Note that entries were forbidden on the candle, or on all of a range; a range goes on from the one before."""
-        if not self._open and candle_ms != self._to_ms + MINUTE_MS:  # else one range that grows, and one row
-            self._from_ms = candle_ms
+        # The time before the first start, from 0 on, stays a row of its own.
+        touches = self._from_ms > 0 and self._from_ms <= candle_ms <= self._to_ms + MINUTE_MS
+        if not (self._open or touches):
+            self._from_ms = self._to_ms = candle_ms
         self._open = True
-        self._unrecorded[self._from_ms] = candle_ms if until_ms is None else until_ms
-        self._to_ms = candle_ms if until_ms is None else -1
+        self._to_ms = max(self._to_ms, candle_ms if until_ms is None else until_ms)
+        self._unrecorded[self._from_ms] = self._to_ms
 
     def allow(self) -> None:
         """Note that entries were allowed on a candle, so that the present range has ended."""
@@ -112,13 +143,29 @@ class Outages:
     def take(self) -> dict[Key, Row | None]:
         """Return the rows for the commit that is about to be made; :meth:`put_back` if it fails."""
         taken, self._unrecorded = self._unrecorded, {}
-        return {outage_key(self._context_name, start): Outage(from_ms=start, to_ms=end) for start, end in taken.items()}
+        if not taken:
+            return {}
+        gone: list[int] = []
+        for start, end in taken.items():
+            gone += [one for one, last_ms in self._ends.items() if start < one and last_ms <= end and one not in taken]
+            self._ends[start] = end
+        self._ends = {one: self._ends[one] for one in sorted(self._ends) if one not in gone}
+        gone += [one for one in self._retention.surplus(self._ends, max(taken.values())) if one not in taken]
+        for one in gone:
+            self._ends.pop(one, None)
+        rows: dict[Key, Row | None] = {outage_key(self._context_name, one): None for one in gone}
+        for start, end in taken.items():
+            rows[outage_key(self._context_name, start)] = Outage(from_ms=start, to_ms=end)
+        return rows
 
     def put_back(self, rows: Mapping[Key, Row | None]) -> None:
         """The commit that should have recorded ``rows`` did not happen."""
-        for row in rows.values():
+        for key, row in rows.items():
             if isinstance(row, Outage):
                 self._unrecorded.setdefault(row.from_ms, row.to_ms)
+            else:
+                self._ends.setdefault(int(key.entity_id), 0)  # it may go with the next one
+        self._ends = dict(sorted(self._ends.items()))
 
 
 def outage_key(context_name: str, from_ms: int) -> Key:

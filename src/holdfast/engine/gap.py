@@ -19,6 +19,7 @@ from ..rows import CloseReason, Decision, GapPlan, Row
 from ..rules.candles import MINUTE_MS, Candle, Window
 from ..rules.signals import Question
 from .plan import Outlook, RecoveryPolicy, What, closing, covers, foresee, recorded, replies
+from .retention import Retention
 
 if TYPE_CHECKING:
     from .session import Session
@@ -157,7 +158,7 @@ class Gap:
         if decision is not None and not _same(decision, decisions.get(decision_key)):
             changes[decision_key] = decision
         if changes:
-            await self._session.note(changes)
+            await self._session.note({**await self._surplus(outlook, key), **changes})
         if decision is None:
             raise UndecidedError(
                 f"{outlook.context}: the missed candles decide about {outlook.signal.id!r} ({outlook.verdict}), and "
@@ -194,16 +195,33 @@ class Gap:
 
     async def _on_record(self) -> tuple[dict[Key, GapPlan], dict[Key, Decision]]:
         """Return the plans and decisions about the restored signal."""
+        restored = self._session.state.signal or self._session.state.scheduled
+        mine = None if restored is None else restored.id
+        plans, decisions = await self._stored()
+        return (
+            {key: row for key, row in plans.items() if row.signal_id == mine},
+            {key: row for key, row in decisions.items() if row.signal_id == mine},
+        )
+
+    async def _stored(self) -> tuple[dict[Key, GapPlan], dict[Key, Decision]]:
         session = self._session
-        restored = session.state.signal or session.state.scheduled
         name = context_key("plan", session.context).entity_name
         plans = await session.store.scan("plan", name)
         decisions = await session.store.scan("decision", name)
-        mine = None if restored is None else restored.id
         return (
-            {key: p.row for key, p in plans.items() if isinstance(p.row, GapPlan) and p.row.signal_id == mine},
-            {key: d.row for key, d in decisions.items() if isinstance(d.row, Decision) and d.row.signal_id == mine},
+            {key: one.row for key, one in plans.items() if isinstance(one.row, GapPlan)},
+            {key: one.row for key, one in decisions.items() if isinstance(one.row, Decision)},
         )
+
+    async def _surplus(self, outlook: Outlook, new: Key) -> dict[Key, Row | None]:
+        """Return the deletions that go with a new plan: of older ones and their decisions, about other signals."""
+        plans, decisions = await self._stored()
+        known: dict[str, GapPlan | Decision] = {key.entity_id: row for key, row in decisions.items()}
+        known |= {key.entity_id: row for key, row in plans.items()}
+        ends = {name: known[name].until_ms for name in sorted(known)} | {new.entity_id: outlook.until_ms}
+        gone = Retention.of(self._session.spec.params).surplus(ends, outlook.until_ms)
+        old = {name for name in gone if known[name].signal_id != outlook.signal.id}
+        return dict.fromkeys(key for key in (*plans, *decisions) if key.entity_id in old)
 
 
 def _newest(decisions: Mapping[Key, Decision]) -> Decision | None:

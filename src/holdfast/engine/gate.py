@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from ..names import Context
 from ..store import Store
-from .commits import Outages
+from .commits import Outages, Recorded
 from .modes import Mode
 from .recovery import stopped_reasons
+from .retention import Retention
 
 if TYPE_CHECKING:
     from .executor import Executor
@@ -29,10 +30,17 @@ class Gate:
         health: Of the store: entries need mode NORMAL.
         executor: Of its orders, which may block entries; None without a broker.
         crowded: Whether too many events wait for delivery.
+        retention: How many outages stay on record.
     """
 
     def __init__(
-        self, context: Context, store: Store, health: Health, executor: Executor | None, crowded: Callable[[], bool]
+        self,
+        context: Context,
+        store: Store,
+        health: Health,
+        executor: Executor | None,
+        crowded: Callable[[], bool],
+        retention: Retention,
     ) -> None:
         self._context, self._store, self._health, self._executor = context, store, health, executor
         self._crowded = crowded
@@ -42,17 +50,18 @@ class Gate:
         """Something of the context is in quarantine: nothing may open."""
         self._stopping = False
         self._outage_to_ms = -1
+        self._retention = retention
         self.outages = Outages(context)
 
-    def recovered(self, *, stopped: bool, outage_to_ms: int) -> None:
+    def recovered(self, *, stopped: bool, outages: Recorded) -> None:
         """Begin anew.
 
         Args:
             stopped: Something of the context is in quarantine.
-            outage_to_ms: Open time of the last candle that is on record as an outage.
+            outages: Those that are on record.
         """
-        self.stopped, self._outage_to_ms = stopped, outage_to_ms
-        self.outages, self.is_plain = Outages(self._context), False
+        self.stopped, self._outage_to_ms = stopped, outages.to_ms
+        self.outages, self.is_plain = Outages(self._context, outages, self._retention), False
 
     def look_anew(self) -> None:
         """Ask again, with the next candle, whether anything may begin."""

@@ -20,14 +20,14 @@ from ..domains import context_key, guard_key, ledger_key, order_key
 from ..errors import ConflictError, InvalidInputError, NotFoundError
 from ..names import Context
 from ..quarantine import kept_rows, released_key
-from ..rows import Event, Guard, Order, Outage, Signal
+from ..rows import Event, Guard, Order, Signal
 from ..rules.candles import MINUTE_MS, Candle
 from ..rules.drafts import stored_failures
 from ..rules.params import Params, get_config
 from ..rules.signals import State, Transition, take_over
 from ..store import Store
 from .audited import Audited, Done, Wanted
-from .commits import changes, outage_key
+from .commits import Outages, changes
 from .holdings import Holding, Holdings, order_of
 from .lanes import Sleep, commit_surely
 from .outbox import trade_of
@@ -347,6 +347,7 @@ class Hands:
         expect = {key: found[key].version if key in found else 0 for key in keys if key in merged}
         first_ms, last_ms = state.last_candle_ms + MINUTE_MS, transition.state.last_candle_ms
         if state.last_candle_ms and first_ms <= last_ms:  # nobody was asked on these
-            row_key = outage_key(context_key("outage", context).entity_name, first_ms)
-            merged[row_key] = Outage(from_ms=first_ms, to_ms=last_ms)
+            outages = Outages(context, seen.outages, self._audited.retention)
+            outages.forbid(first_ms, last_ms)
+            merged |= outages.take()
         return Wanted(merged, expect, event=transition.events[-1])

@@ -43,6 +43,7 @@ from ..rules.drafts import stored_failures
 from ..rules.signals import State
 from ..spans import roll_forward
 from ..store import Loaded, Store, Writer
+from .commits import Recorded
 from .lanes import Sleep, commit_surely
 from .ownership import Claim, own, refuse_newer
 from .reconcile import Found, Plan, Repair, nameless_slot, reconcile
@@ -80,8 +81,8 @@ class Recovered(NamedTuple):
     report: RecoveryReport
     ignored: Loaded[ScheduledSignal] | None
     """A schedule row that is there but does not wait."""
-    outage_to_ms: int
-    """Open time of the newest candle that is on record as an outage: it stays one."""
+    outages: Recorded
+    """Where entries were forbidden, as far as it is on record."""
 
 
 def stopped_reasons(store: Store, context: Context) -> tuple[str, ...]:
@@ -101,7 +102,7 @@ class Looked(NamedTuple):
     found: Found
     versions: Mapping[Key, int]
     plan: Plan
-    outage_to_ms: int
+    outages: Recorded
 
 
 async def look(store: Store, context: Context, risk_names: tuple[str, ...], *, now_ms: int, lifetime_ms: int) -> Looked:
@@ -111,7 +112,7 @@ async def look(store: Store, context: Context, risk_names: tuple[str, ...], *, n
     """
     found, versions = await _load(store, context, risk_names, now_ms=now_ms, lifetime_ms=lifetime_ms)
     plan = reconcile(context, found, risk_names)
-    return Looked(context, found, versions, plan, await _newest_outage_ms(store, context))
+    return Looked(context, found, versions, plan, await _recorded_outages(store, context))
 
 
 async def recover(
@@ -172,13 +173,13 @@ async def recover(
             stopped=stopped_reasons(store, context),
         )
         loaded = None if session is None else Loaded(session, session_version)
-        outage_to_ms = await _newest_outage_ms(store, context)
+        outages = await _recorded_outages(store, context)
         schedule_key = context_key("schedule", context)
         stands = plan.state.scheduled is None and schedule_key not in plan.changes
         ignored = None
         if stands and found.scheduled is not None:
             ignored = Loaded(found.scheduled, versions[schedule_key])
-        return Recovered(plan.state, plan.risk_names, owner, loaded, found.events, report, ignored, outage_to_ms)
+        return Recovered(plan.state, plan.risk_names, owner, loaded, found.events, report, ignored, outages)
     raise UnavailableError(f"{context}: its risk profiles change too often to be reconciled: start it again")
 
 
@@ -270,12 +271,14 @@ async def _slots(
     return slots
 
 
-async def _newest_outage_ms(store: Store, context: Context) -> int:
+async def _recorded_outages(store: Store, context: Context) -> Recorded:
     keys = await store.keys(KeyPrefix("outage", context_key("outage", context).entity_name))
     if not keys:
-        return -1
+        return Recorded()
     found, _ = await store.salvage(keys[-1])  # byte order is the order of time
-    return max((cast("Outage", loaded.row).to_ms for loaded in found.values()), default=-1)
+    newest = next((cast("Outage", loaded.row) for loaded in found.values()), None)
+    whole = keys if newest is not None else keys[:-1]  # what cannot be read is not to be replaced
+    return Recorded(tuple(int(key.entity_id) for key in whole), newest)
 
 
 def _is_open(loaded: Loaded[Row] | None) -> bool:

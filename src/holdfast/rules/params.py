@@ -58,6 +58,11 @@ class Params(msgspec.Struct, frozen=True, kw_only=True):
     order_grace_seconds: float = 5.0
     """With a broker: how far its clock and this one may be apart, and an order be late; over 0."""
 
+    record_retention_days: int = 90
+    """How long recovery plans, outages and what was done by hand stay on record; over 0."""
+    record_limit_rows: int = 1000
+    """Most rows of each of these kinds in one context; over 0. The newest stays, and what an open signal needs."""
+
 
 _ABOVE_ZERO = (
     "schedule_await_minutes",
@@ -72,6 +77,8 @@ _ABOVE_ZERO = (
     "entry_validity_seconds",
     "exit_validity_seconds",
     "order_grace_seconds",
+    "record_retention_days",
+    "record_limit_rows",
 )
 _NOT_NEGATIVE = ("percent_slippage", "percent_fee", "get_candles_retry_count", "get_candles_retry_delay_ms")
 _ROUNDING = 1e-9  # 2 · (0.1 + 0.2) is 0.6000000000000001: must not refuse 0.6
