@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +15,10 @@ import pytest
 from emergency_kit import CONTEXT, policy_of
 from fakes import candle, flat, sound
 from order_kit import Desk, orders_in
-from test_emergency_stores import drain, reached
-from troubled_stores import TROUBLES
+from test_emergency_stores import drain
+from troubled_stores import HOLES, TROUBLES
 
+from holdfast.brokers.paper_venue import VenueProcess
 from holdfast.contract import Survives
 from holdfast.domains import ledger_key
 from holdfast.engine.listeners import ModeChange, Trouble
@@ -64,6 +70,110 @@ async def test_a_position_is_closed_whatever_befalls_the_store_and_nothing_is_lo
         await sound(store)
         assert await store.get(ledger_key(CONTEXT, told[0].signal.id)) is not None
         await store.close()
+
+
+async def reached(condition: Callable[[], bool]) -> None:
+    """Wait until something is so, however busy the machine is."""
+    async with asyncio.timeout(90):
+        while not condition():  # noqa: ASYNC110 -- what is waited for happens in a process, a thread or at a server
+            await asyncio.sleep(0.01)
+
+
+class Child:
+    """A process that runs :mod:`emergency_process`, and what it has said."""
+
+    def __init__(self, *words: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("emergency_process.py")), *words],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.said: list[dict[str, Any]] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said.append(json.loads(line))
+
+    def go(self) -> None:
+        """Let it go on to its next step."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def has_said(self, **words: Any) -> bool:
+        """Whether one of its lines says this."""
+        return any(words.items() <= line.items() for line in self.said)
+
+    def end(self, seconds: float = 0.0) -> None:
+        """Wait for its end, or end it."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._reader.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+@pytest.mark.parametrize("name", [name for name in HOLES if name != "s3"])  # moto is too slow for a lease so short
+async def test_a_successor_finds_the_exit_at_the_venue_that_one_who_was_cut_off_had_sent(
+    tmp_path: Path, name: str
+) -> None:
+    """The first one is cut off, closes from its journal, and its lease ends; the second one knows nothing of that."""
+    children: list[Child] = []
+
+    def start(url: str, journal: str) -> Child:
+        children.append(Child(url, str(tmp_path / journal), venue.address, "4.0", "wait"))
+        return children[-1]
+
+    venue = await asyncio.to_thread(VenueProcess)
+    try:
+        async with HOLES[name](tmp_path) as trouble:
+            first = start(trouble.url, "journal")
+            await reached(lambda: first.has_said(kind="opened") and _held(venue) == 2.0)
+            second = start(trouble.beside, "other")
+            await trouble.begin()
+            first.go()
+            await reached(lambda: _held(venue) == 0.0)
+            await reached(lambda: first.has_said(kind="closed"))
+            assert first.has_said(trouble="emergency"), "it was the journal that allowed it"
+            second.go()
+            await reached(lambda: second.has_said(kind="closed"))
+            closed = {json.dumps(line) for child in children for line in child.said if line.get("kind") == "closed"}
+            assert len(closed) == 1, "the same event, by the same id, at the same price"
+            await trouble.end()
+            await reached(lambda: first.has_said(error="FencedError"))
+            assert first.has_said(trouble="fenced")
+            second.go()
+            await reached(lambda: second.has_said(end="the market ended"))
+            witness = venue.witness()
+            taken = [(order.side, order.quantity, order.filled_quantity, order.reduce_only) for order in witness.orders]
+            assert taken == [("buy", 2, 2, False), ("sell", 2, 2, True)], "each once, whoever sent it how often"
+            # The first machine comes back with its journal: what it kept is known to be done.
+            last = start(trouble.url, "journal")
+            last.go()
+            last.go()
+            await reached(lambda: last.has_said(end="the market ended"))
+            assert [line for line in last.said if "kind" in line] == []
+            assert len(venue.witness().orders) == 2
+            store = Store(open_backend(trouble.beside), require=Survives.NOTHING)
+            await store.open()
+            await sound(store)
+            orders = (await orders_in(store)).orders.values()
+            assert [(order.action, order.state) for order in orders] == [("open", "filled"), ("close", "filled")]
+            await store.close()
+    finally:
+        for child in children:
+            await asyncio.to_thread(child.end)
+        venue.close()
+
+
+def _held(venue: VenueProcess) -> float:
+    return sum(position.quantity for position in venue.witness().positions)
 
 
 def _run(desk: Desk, store: Store, emergency: Path) -> LiveRun:

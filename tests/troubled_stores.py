@@ -18,7 +18,7 @@ from proxy import Proxy
 from servers import require
 from servers.mongo import sweep_sockets
 from servers.postgres import PostgresServer
-from servers.s3 import BUCKET, REGION, S3Server, credentials
+from servers.s3 import S3Server, credentials
 from servers.shared import own_name, shared
 from servers.valkey import RedisServer, valkey_binary
 
@@ -35,6 +35,8 @@ class Troubled(NamedTuple):
     """So that they go to the journal; else it takes the first commit of all, or what makes room."""
     journal: Path | None = None
     """Where the journal is to lie; None: anywhere."""
+    beside: str = ""
+    """The same store, for a process that has no trouble; empty where it concerns all."""
 
 
 class SmallDisk:
@@ -188,14 +190,15 @@ async def postgres_locked(place: Path) -> AsyncIterator[Troubled]:
     yield Troubled(f"{server.url}?schema={name}&deadline_seconds=0.6", _soon(begin), _soon(end))
 
 
-def _hole(proxy: Proxy) -> tuple[Callable[[], Awaitable[None]], Callable[[], Awaitable[None]]]:
+def _hole(proxy: Proxy, beside: str) -> Troubled:
     async def begin() -> None:
         proxy.silent = True
 
     async def end() -> None:
         proxy.silent = False
 
-    return begin, end
+    url = beside.replace(f":{proxy.server_port}", f":{proxy.port}")
+    return Troubled(url, begin, end, beside=beside)
 
 
 @asynccontextmanager
@@ -203,8 +206,8 @@ async def postgres_hole(place: Path) -> AsyncIterator[Troubled]:
     """Nothing passes between the bot and the server any more, in either direction."""
     server = _postgres()
     async with Proxy(server.port) as proxy:
-        url = server.url.replace(f":{server.port}/", f":{proxy.port}/")
-        yield Troubled(f"{url}?schema={own_name(place)}&deadline_seconds=3", *_hole(proxy))
+        beside = f"{server.url}?schema={own_name(place)}&deadline_seconds=3"
+        yield _hole(proxy, beside)
 
 
 @asynccontextmanager
@@ -213,8 +216,7 @@ async def redis_hole(place: Path) -> AsyncIterator[Troubled]:
     server = shared("valkey")
     assert isinstance(server, RedisServer)
     async with Proxy(server.port) as proxy:
-        url = f"redis://127.0.0.1:{proxy.port}/?prefix={own_name(place)}&deadline_seconds=3"
-        yield Troubled(url, *_hole(proxy))
+        yield _hole(proxy, f"{server.url}/?prefix={own_name(place)}&deadline_seconds=3")
 
 
 @asynccontextmanager
@@ -223,8 +225,8 @@ async def mongo_hole(place: Path) -> AsyncIterator[Troubled]:
     port = int(shared("mongo").url.rpartition(":")[2].partition("/")[0])
     async with Proxy(port) as proxy:
         # Direct: the driver would otherwise go round the proxy to the address that the server tells of itself.
-        url = f"mongodb://127.0.0.1:{proxy.port}/bots?collection={own_name(place)}&directConnection=true"
-        yield Troubled(f"{url}&serverMonitoringMode=poll&deadline_seconds=3", *_hole(proxy))
+        url = f"mongodb://127.0.0.1:{port}/bots?collection={own_name(place)}&directConnection=true"
+        yield _hole(proxy, f"{url}&serverMonitoringMode=poll&deadline_seconds=3")
     sweep_sockets()
 
 
@@ -235,23 +237,25 @@ async def s3_hole(place: Path) -> AsyncIterator[Troubled]:
     server = shared("moto")
     assert isinstance(server, S3Server)
     async with Proxy(server.port) as proxy:
-        where = f"endpoint=http://127.0.0.1:{proxy.port}&region={REGION}&deadline_seconds=3"
-        yield Troubled(f"s3://{BUCKET}/{own_name(place)}?{where}", *_hole(proxy))
+        yield _hole(proxy, server.store(own_name(place), "deadline_seconds=3"))
 
+
+HOLES = {
+    "postgres": postgres_hole,
+    "redis": redis_hole,
+    "mongo": mongo_hole,
+    "s3": s3_hole,
+}
 
 TROUBLES = {
     "sqlite full": sqlite_full,
     "postgres full": postgres_full,
     "postgres killed": postgres_killed,
     "postgres locked": postgres_locked,
-    "postgres black hole": postgres_hole,
     "redis out of memory": redis_out_of_memory,
     "redis log full": redis_log_full,
     "redis log full, always": redis_log_full_always,
-    "redis black hole": redis_hole,
-    "mongo black hole": mongo_hole,
-    "s3 black hole": s3_hole,
-}
+} | {f"{name} black hole": hole for name, hole in HOLES.items()}
 
 
 def _postgres() -> PostgresServer:
