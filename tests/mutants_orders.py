@@ -6,6 +6,7 @@ from __future__ import annotations
 
 _RULES = "tests/test_orders.py"
 _RUNS = "tests/test_orders_executor.py"
+_ROWS = "tests/test_invariants.py"
 
 ORDERS: list[tuple[str, str, str, str, str]] = [
     (
@@ -175,5 +176,68 @@ ORDERS: list[tuple[str, str, str, str, str]] = [
         "            if report is None and may_turn_up(order, self.terms):\n",
         "            if False:\n",
         f"{_RUNS} -k by_the_next_run_too",
+    ),
+    (
+        "orders: nobody minds an order of a signal that nobody knows",
+        "invariants.py",
+        "judged and signal_id not in known and not _is_settled([order for _, order in pairs])",
+        "False",
+        f"{_ROWS} -k defect",
+    ),
+    (
+        "orders: nobody minds two orders that open one signal",
+        "invariants.py",
+        "if len(entries) > 1:",
+        "if len(entries) > 9:",
+        f"{_ROWS} -k defect",
+    ),
+    (
+        "orders: nobody minds that an open signal is being closed",
+        "invariants.py",
+        "        if is_open:\n",
+        "        if False:\n",
+        f"{_ROWS} -k defect",
+    ),
+    (
+        "orders: nobody minds that more is to be closed than was filled",
+        "invariants.py",
+        "if order.quantity > entry.filled_quantity * (1 + _DUST):",
+        "if False:",
+        f"{_ROWS} -k defect",
+    ),
+    (
+        "orders: nobody minds an exit that adds",
+        "invariants.py",
+        "if order.side == entry.side:",
+        "if False:",
+        f"{_ROWS} -k defect",
+    ),
+    (
+        "orders: nobody minds two exits at once",
+        "invariants.py",
+        "if len(intended) > 1:",
+        "if len(intended) > 9:",
+        f"{_ROWS} -k defect",
+    ),
+    (
+        "orders: nobody minds a trade that was never filled",
+        "invariants.py",
+        "if entry is not None and not entry.filled_quantity and trade.reason in _BY_CANDLE:",
+        "if False:",
+        f"{_ROWS} -k defect",
+    ),
+    (
+        "orders: a trade by hand needs a fill",
+        "invariants.py",
+        " and trade.reason in _BY_CANDLE:",
+        ":",
+        f"{_ROWS} -k on_their_way",
+    ),
+    (
+        "orders: settled orders need a signal that is known",
+        "invariants.py",
+        " and not _is_settled([order for _, order in pairs]):",
+        ":",
+        f"{_ROWS} -k on_their_way",
     ),
 ]

@@ -11,7 +11,6 @@ import logging
 import mmap
 import os
 import random
-import secrets
 import signal
 import sys
 import tempfile
@@ -24,12 +23,12 @@ from fakes import START_MS, FakeMarket, candle
 
 from holdfast.brokers.paper import PaperBroker
 from holdfast.contract import Backend, Key, Op, Survives
-from holdfast.engine import live, worker
+from holdfast.engine import worker
 from holdfast.engine.broker import OrderReport, OrderRequest
 from holdfast.engine.listeners import Failure, Listeners
 from holdfast.engine.live import Live
 from holdfast.engine.registry import Registry
-from holdfast.errors import ConflictError, FencedError, OrderError
+from holdfast.errors import ConflictError, FencedError, OrderError, UnavailableError
 from holdfast.names import Context
 from holdfast.store import Store
 from holdfast.testing.killer import Countdown, KillerBackend
@@ -258,7 +257,12 @@ async def lived(life: Life, note: mmap.mmap, *, waits: bool) -> tuple[str, int]:
     registry.add_exchange(market, exchange_name="paper", broker=ToldBroker(life.broker, steps, log))
     registry.add_strategy(lambda symbol, when_ms: proposals(when_ms), strategy_name="twice", interval="1m")
     store = Store(ToldBackend(open_backend(life.url), steps, log), require=Survives.NOTHING)
-    await store.open()
+    while True:
+        try:
+            await store.open()
+            break
+        except UnavailableError:  # one that is stopped may hold a lock of the store's
+            await asyncio.sleep(0.05)
     shared: dict[str, Any] = {"on_conflict": "wait", "lease_seconds": life.lease_seconds} if life.lease_seconds else {}
     end = "done"
     try:
@@ -316,8 +320,7 @@ def child(do: Callable[[], None], log: str) -> int:
     try:
         words = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.dup2(words, 2)
-        live.HOLDER = secrets.token_hex(8)  # what a fresh interpreter would draw anew must not be inherited
-        random.seed()
+        random.seed()  # what a fresh interpreter would draw anew must not be inherited
         do()
         code = 0
     except BaseException as error:

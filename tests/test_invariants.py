@@ -9,12 +9,12 @@ import pytest
 from fakes import memory_store, minute_ms, put, signal_row
 
 from holdfast.contract import Key
-from holdfast.domains import context_key, event_key, ledger_key, quarantine_key, risk_key
+from holdfast.domains import context_key, event_key, ledger_key, order_key, quarantine_key, risk_key
 from holdfast.engine.outbox import trade_of
 from holdfast.engine.reconcile import session_row, slot_of
 from holdfast.invariants import check, check_store
 from holdfast.names import Context
-from holdfast.rows import Event, Levels, Outage, PartialLevels, Quarantined, Row, ScheduledSignal, Signal
+from holdfast.rows import Event, Levels, Order, Outage, PartialLevels, Quarantined, Row, ScheduledSignal, Signal
 from holdfast.rules.signals import State
 
 CONTEXT = Context("binance", "BTCUSDT", "my-strategy")
@@ -65,6 +65,42 @@ def two_instead_of_three(rows: Rows) -> None:
     del rows[event_key(CONTEXT, 2)]
 
 
+def order(action: str = "open", signal_id: str = SIGNAL.id, **more: object) -> Order:
+    """Return an order of the open signal, or of another, filled unless told otherwise."""
+    plain: dict[str, object] = {
+        "client_order_id": f"{action}-{signal_id}", "context": tuple(CONTEXT), "signal_id": signal_id,
+        "action": action, "side": "buy" if action == "open" else "sell", "quantity": 2.0, "filled_quantity": 2.0,
+        "state": "filled", "epoch": 1, "intended_at_ms": 0, "expires_at_ms": 1,
+    }  # fmt: skip
+    return Order(**(plain | more))  # type: ignore[arg-type]
+
+
+def ordered(*orders: Order) -> Callable[[Rows], None]:
+    return lambda rows: rows.update({order_key(CONTEXT, one.client_order_id): one for one in orders})
+
+
+def traded(*orders: Order, reason: str = "take_profit") -> Callable[[Rows], None]:
+    trade = msgspec.structs.replace(trade_of(event(1, "closed", signal_row(signal_id="y"))), reason=reason)
+    return lambda rows: (ordered(*orders)(rows), rows.update({ledger_key(CONTEXT, "y"): trade}))[1]
+
+
+SOUND_ORDERS: dict[str, Callable[[Rows], None]] = {
+    "an entry under way": ordered(order(state="intended", filled_quantity=0.0)),
+    "an entry that ended without a fill, whose signal goes with the next commit": ordered(
+        order(state="expired", filled_quantity=0.0)
+    ),
+    "a closed signal's": ordered(order(signal_id="before"), order("close", "before")),
+    "a closed signal's, filled in part by each": ordered(
+        order(signal_id="before"), order("close", "before", filled_quantity=0.5, state="cancelled"),
+        order("close", "before", client_order_id="second", n=2, quantity=1.5, filled_quantity=0.0, state="intended"),
+    ),
+    "those of a signal that is long forgotten, settled": ordered(order(signal_id="x"), order("close", "x")),
+    "of a trade": traded(order(signal_id="y"), order("close", "y")),
+    "of a trade that an operator decided": traded(
+        order(signal_id="y", filled_quantity=0.0, state="expired"), reason="operator"
+    ),
+}  # fmt: skip
+
 OTHER = Context("binance", "ETHUSDT", "my-strategy")
 SAME_ID = signal_row(scheduled=True)
 assert isinstance(SAME_ID, ScheduledSignal)
@@ -114,12 +150,41 @@ DEFECTS: dict[str, tuple[str, Callable[[Rows], None]]] = {
     "an outage that ends before it begins": (
         "outage-reversed", adding(Key("outage", "x", "1"), Outage(from_ms=2, to_ms=1)),
     ),
+    "an order under another's key": ("wrong-key", adding(order_key(CONTEXT, "x"), order())),
+    "an order of another context": ("wrong-key", adding(order_key(OTHER, order().client_order_id), order())),
+    "two orders open one signal": ("two-entries", ordered(order(), order(client_order_id="second", n=2))),
+    "an order under way, whose signal nobody knows": (
+        "order-without-signal", ordered(order(signal_id="x", state="unknown", filled_quantity=0.0)),
+    ),
+    "a position whose signal nobody knows": ("order-without-signal", ordered(order(signal_id="x"))),
+    "what closes has nothing that opened": ("exit-without-entry", ordered(order("close", "before"))),
+    "an open signal is being closed": ("exit-of-open-signal", ordered(order(), order("close", state="sent"))),
+    "more is to be closed than was filled": (
+        "exit-too-large", ordered(order(signal_id="before", filled_quantity=1.0), order("close", "before")),
+    ),
+    "what is to close adds": ("exit-adds", ordered(order(signal_id="before"), order("close", "before", side="buy"))),
+    "two are to close the same": (
+        "two-exits",
+        ordered(order(signal_id="before"), *(
+            order("close", "before", client_order_id=str(n), n=n, state="intended", filled_quantity=0.0) for n in (1, 2)
+        )),
+    ),
+    "a trade whose entry was never filled": (
+        "trade-without-fill", traded(order(signal_id="y", filled_quantity=0.0, state="expired")),
+    ),
 }  # fmt: skip
 
 
 def test_sound_rows_break_no_rule() -> None:
     assert check(sound_rows()) == []
     assert check({}) == []
+
+
+@pytest.mark.parametrize("name", SOUND_ORDERS)
+def test_orders_on_their_way_break_no_rule(name: str) -> None:
+    rows = sound_rows()
+    SOUND_ORDERS[name](rows)
+    assert check(rows) == []
 
 
 @pytest.mark.parametrize("name", DEFECTS)

@@ -7,6 +7,10 @@
 * A schedule and an open signal never have the same id.
 * No closed id is open, waits, or is closed twice.
 * No event number of a context is missing: those that wait are the newest, without holes.
+* A signal has one entry order at most, and an order that closes only once it is no longer open; that one closes no
+  more than was filled, on the other side, and no two of them are intended at once.
+* An order that is not settled belongs to a signal that its context knows.
+* A trade that a candle decided, and that had an entry order, was filled.
 
 A context with something in quarantine is judged mildly: its slots and levels are kept until its
 owner has decided about the quarantined bytes.
@@ -19,13 +23,17 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from .contract import Key
-from .domains import context_key, event_key, guard_key, ledger_key, risk_key
+from .domains import context_key, event_key, guard_key, ledger_key, order_key, risk_key
 from .names import Context, entity_name
 from .quarantine import is_released, stopped_key
-from .rows import Event, Outage, PartialLevels, RiskPosition, Row, ScheduledSignal, SessionRow, Signal, Trade
+from .rows import Event, Order, Outage, PartialLevels, RiskPosition, Row, ScheduledSignal, SessionRow, Signal, Trade
 from .store import Store
 
 _CHUNK_KEYS = 500
+_ENDED = ("filled", "rejected", "cancelled", "expired")
+_BY_CANDLE = ("take_profit", "stop_loss", "time_expired")
+_DUST = 1e-9
+"""Part of a quantity that counts as rounding."""
 
 
 class Violation(NamedTuple):
@@ -52,6 +60,8 @@ class _Books:
         self.trades: dict[str, list[tuple[Key, Trade]]] = defaultdict(list)
         self.slots: list[tuple[Key, RiskPosition]] = []
         self.levels: list[tuple[Key, PartialLevels]] = []
+        self.orders: dict[str, dict[str, list[tuple[Key, Order]]]] = defaultdict(lambda: defaultdict(list))
+        """Of each context, by signal."""
         self.held_back: set[str] = set()
         """Entity names with something in quarantine."""
         for key, row in rows.items():
@@ -73,6 +83,8 @@ class _Books:
                 self.slots.append((key, row))
             case PartialLevels():
                 self.levels.append((key, row))
+            case Order():
+                self.orders[key.entity_name][row.signal_id].append((key, row))
             case _:
                 if key.domain == "quarantine" and not is_released(key):
                     self.held_back.add(stopped_key(key).entity_name)
@@ -92,6 +104,7 @@ def check(rows: Mapping[Key, Row]) -> list[Violation]:
         *_partial(books),
         *_closed(books),
         *_numbers(books),
+        *_orders(books),
     ]
 
 
@@ -247,3 +260,55 @@ def _numbers(books: _Books) -> Iterator[Violation]:
             if trade.event_id in seen:
                 yield Violation("closed-twice", key, f"event {trade.event_id} made two trades")
             seen.add(trade.event_id)
+
+
+def _orders(books: _Books) -> Iterator[Violation]:
+    for owner, by_signal in books.orders.items():
+        open_ids = {signal.id for _, signal in books.signals.get(owner, ())}
+        session = books.sessions.get(owner)
+        known = {*open_ids, *(trade.id for _, trade in books.trades.get(owner, ()))}
+        known |= set(session[1].closed_ids) if session is not None else set()
+        judged = session is not None and owner not in books.held_back
+        for signal_id, pairs in by_signal.items():
+            for key, order in pairs:
+                if order_key(Context(*order.context), order.client_order_id) != key:
+                    yield Violation("wrong-key", key, f"the row says that it is {order.client_order_id}")
+            entries = [order for _, order in pairs if order.action == "open"]
+            if len(entries) > 1:
+                yield Violation("two-entries", pairs[0][0], f"signal {signal_id} has {len(entries)} orders that open")
+            if judged and signal_id not in known and not _is_settled([order for _, order in pairs]):
+                yield Violation("order-without-signal", pairs[0][0], f"nobody knows its signal {signal_id}")
+            yield from _exits(pairs, entries, is_open=signal_id in open_ids)
+        for key, trade in books.trades.get(owner, ()):
+            entry = next((one for _, one in by_signal.get(trade.id, ()) if one.action == "open"), None)
+            if entry is not None and not entry.filled_quantity and trade.reason in _BY_CANDLE:
+                yield Violation(
+                    "trade-without-fill", key, f"{entry.client_order_id}, which opened it, was never filled"
+                )
+
+
+def _is_settled(orders: list[Order]) -> bool:
+    """Whether none of a signal's orders is under way, and nothing is left to close."""
+    entered = sum(order.filled_quantity for order in orders if order.action == "open")
+    left = entered - sum(order.filled_quantity + order.missing_quantity for order in orders if order.action != "open")
+    return all(order.state in _ENDED for order in orders) and left <= entered * _DUST
+
+
+def _exits(pairs: list[tuple[Key, Order]], entries: list[Order], *, is_open: bool) -> Iterator[Violation]:
+    exits = [(key, order) for key, order in pairs if order.action != "open"]
+    for key, order in exits:
+        if not entries:
+            yield Violation("exit-without-entry", key, f"signal {order.signal_id} has no order that opened it")
+            continue
+        entry = entries[0]
+        if is_open:
+            yield Violation("exit-of-open-signal", key, f"signal {order.signal_id} is still open")
+        if order.quantity > entry.filled_quantity * (1 + _DUST):
+            yield Violation("exit-too-large", key, f"{order.quantity:g} of {entry.filled_quantity:g} that were filled")
+        if order.side == entry.side:
+            yield Violation(
+                "exit-adds", key, f"it is a {order.side}, as the order that opened signal {order.signal_id}"
+            )
+    intended = [key for key, order in exits if order.state == "intended"]
+    if len(intended) > 1:
+        yield Violation("two-exits", intended[1], f"{len(intended)} orders are to close the same at once")
