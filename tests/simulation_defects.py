@@ -38,6 +38,7 @@ class Defect(NamedTuple):
         for part in path.split("."):
             found = inspect.getattr_static(found, part)
         function: Any = found.__func__ if isinstance(found, staticmethod) else found
+        function = function.fget if isinstance(function, property) else function
         source = textwrap.dedent(inspect.getsource(function))
         for old, new in self.changes:
             assert source.count(old) == 1, f"{self.name}: {old!r} stands {source.count(old)} times in {self.where}"
@@ -46,6 +47,7 @@ class Defect(NamedTuple):
         flags = importlib.import_module("__future__").annotations.compiler_flag
         exec(compile(source, module.__file__ or "", "exec", flags, dont_inherit=True), module.__dict__, made)
         changed = made[path.rpartition(".")[2]]
+        changed = changed.fget if isinstance(changed, property) else changed
         return function, (changed.__func__ if isinstance(changed, staticmethod) else changed).__code__
 
     @contextmanager
@@ -158,6 +160,41 @@ DEFECTS = (
     ),
     _one("the price window begins empty", "engine.driver:Driver._fetch", "preload_from_ms(start_ms, self._strategy.interval_ms, self._params)", "start_ms"),
     _one("entries on candles of the past", "engine.driver:Driver._advance", "newest = not self._queue and self._is_fresh(candle)", "newest = True"),
+    # orders
+    _one(
+        "an order is sent before its intent is on record", "engine.session_writer:SessionWriter.commit",
+        "    if not await self.send(rows | orders, expect, exits=exits):",
+        "    if self._executor is not None:\n        self._executor.committed(orders)\n"
+        "    if not await self.send(rows | orders, expect, exits=exits):",
+    ),
+    _one(
+        "each time it is sent an order has another client id", "engine.venue:Venue.submit", "request_of(order)",
+        "__import__('msgspec').structs.replace(request_of(order), client_order_id=order.client_order_id[:20]"
+        " + str(round(asyncio.get_running_loop().time())))",
+    ),
+    _one("the number of an exit is used again", "engine.orders:exit_order", "default=0) + 1", "default=0) * 0 + 1"),
+    _one("an order that nobody knows never came, at once", "engine.orders:unfound", "if now_ms < order.expires_at_ms + terms.grace_ms:", "if False:"),
+    _one("an order that nobody knows never came, once its time is over", "engine.orders:unfound", "if now_ms < order.expires_at_ms + terms.grace_ms:", "if now_ms < order.expires_at_ms:"),
+    _one("an order that nobody knows is sent again everywhere", "engine.orders:unfound", 'wanted and features.refuses_repeated_ids == "always"', "wanted"),
+    _one("open orders and history are not asked", "engine.venue:Venue.known", 'if found is None or self._terms.features.refuses_repeated_ids != "always":', "if False:"),
+    _one("two orders with one id count as one", "engine.answers:together", "sum(one.filled_quantity for one in orders)", "orders[0].filled_quantity"),
+    _one("a lost answer of the venue is taken for a refusal", "engine.executor:Executor._send", 'replaced(order, state="unknown", note=str(error)[:200])', 'replaced(order, state="rejected", note=str(error)[:200])'),
+    _one("a refusal of the second request counts for the first", "engine.answers:answered", "(report.repeated or resent)", "False"),
+    _one("a cancellation is not committed", "engine.executor:Executor._cancel", "await self._record(now)", "self.book.put(now)"),
+    _one("orders are sent without the lease", "engine.executor:Executor._send", "if needs_lease and not self._has_lease:", "if False:"),
+    _one("a fenced session sends on", "engine.session_writer:SessionWriter.owner", "self.tenure is None or self.broken is not None or self._letting_go", "self.tenure is None or self._letting_go"),
+    _one("an entry is sent though its validity is over", "engine.orders:_under_way", "if now_ms < order.expires_at_ms and (is_exit or is_open):", "if is_exit or is_open:"),
+    _one("what rests is never cancelled", "engine.orders:_under_way", "(now_ms >= order.expires_at_ms or not (is_exit or is_open))", "not (is_exit or is_open)"),
+    _one("an exit that came to nothing is the last one", "engine.orders:next_step", "in book.unsettled(but=open_id))", "in [])"),
+    _one("the orders of the dead are not read", "engine.executor:Executor.recover", "self.book = Book(cast(\"Order\", loaded.row) for loaded in rows.values())", "self.book = Book()"),
+    _one("a partial fill is ignored", "engine.answers:answered", "max(order.filled_quantity, report.filled_quantity)", 'report.filled_quantity if report.state == "filled" else order.filled_quantity'),
+    _one("an exit is for the whole entry", "engine.orders:exit_order", "quantity=left, reference_price", "quantity=entry.quantity, reference_price"),
+    _one("reduce only is left out", "engine.orders:exit_order", "reduce_only=terms.features.reduce_only, ", ""),
+    _one("a fill that crosses a cancellation is not looked for", "engine.executor:Executor._is_doubtful", 'return order.state in ("cancelled", "expired")', "return False"),
+    _one("candles are decided before the entry is known", "engine.executor:Executor.holds_candles", "return not self.book.is_entered(signal_id) or withdrawal(self.book, signal_id) is not None", "return False"),
+    _one("an entry begins before the last exit is done", "engine.executor:Executor.blocks_entries", "bool(self.book.unsettled(but=self._open_id))", "False"),
+    _one("a candle that waited counts as new", "engine.driver:Driver._is_fresh", "<= _FRESH_MS / 1000", ">= 0"),
+    _one("an order whose row is gone is asked about", "engine.executor:Executor.committed", "self._doubtful.discard(key.entity_id)", "pass"),
     # the store and the storage
     _one(
         "a commit whose answer was lost is sent as another one", "writer:_Sent.send",
