@@ -9,6 +9,7 @@ _PLAN = "tests/test_recovery_plan.py -k"
 _HANDS = "tests/test_hands.py -k"
 _VENUE = "tests/test_recovery_venue.py -k"
 _REKEYED = "tests/test_rekeyed_rows.py -k"
+_RETENTION = "tests/test_retention.py -k"
 _ADOPT = "tests/test_adopt_venue.py -k"
 
 PLAN: list[tuple[str, str, str, str, str]] = [
@@ -207,5 +208,54 @@ PLAN: list[tuple[str, str, str, str, str]] = [
         "if store.may_be_unfinished(str(context)):",
         "if True:",
         "tests/test_store_spans_shared.py -k without_routes",
+    ),
+    (
+        "retention: the newest record may go",
+        "engine/retention.py",
+        "older = list(ends)[:-1]",
+        "older = list(ends)",
+        f"{_RETENTION} newest_stays",
+    ),
+    (
+        "retention: plans about the restored signal may go",
+        "engine/gap.py",
+        "if known[name].signal_id != outlook.signal.id}",
+        "if name}",
+        f"{_RETENTION} 'too_old_go'",
+    ),
+    (
+        "retention: a decision outlives its plan",
+        "engine/gap.py",
+        "for key in (*plans, *decisions) if key.entity_id in old",
+        "for key in plans if key.entity_id in old",
+        f"{_RETENTION} older_plans_go",
+    ),
+    (
+        "retention: what tells of an open signal may go",
+        "engine/audited.py",
+        "if ids.isdisjoint(_signal_ids(cast(\"Audit\", loaded.row)))]",
+        "if loaded]",
+        f"{_RETENTION} while_its_signal_is_open",
+    ),
+    (
+        "outages: each restart begins a new row",
+        "engine/commits.py",
+        "if not (self._open or touches):",
+        "if not self._open:",
+        f"{_RETENTION} 'touches_the_newest or rows_say'",
+    ),
+    (
+        "outages: one that is covered by half goes",
+        "engine/commits.py",
+        "if start < one and last_ms <= end and one not in taken]",
+        "if start < one <= end and one not in taken]",
+        f"{_RETENTION} covers_others",
+    ),
+    (
+        "outages: none is ever pruned",
+        "engine/commits.py",
+        "        for one in gone:\n            self._ends.pop(one, None)\n",
+        "        gone = []\n",
+        f"{_RETENTION} 'for_years'",
     ),
 ]
