@@ -192,6 +192,9 @@ class FakeClient:
     def amount_to_precision(self, symbol: str, amount: float) -> str:
         return f"{amount:.3f}"
 
+    def market(self, symbol: str) -> dict[str, object]:
+        return {"symbol": symbol, "spot": True}
+
     async def close(self) -> None:
         self.closed = True
 

@@ -12,11 +12,14 @@ import importlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from ..cancellation import no_stray_cancellation
 from ..engine.broker import Features, OrderReport, OrderRequest, VenuePosition
 from ..errors import HoldfastError, InvalidInputError, UnavailableError
+from ..rules.contracts import amount_of, quantity_in, unit_of
+from .ccxt_markets import Markets
 from .ccxt_words import (
     UNKNOWN_VENUE,
     VENUES,
@@ -75,8 +78,7 @@ class CcxtBroker:
         self._venue = _venue_of(client)
         self._features = features or self._venue.features
         self._quote = quote
-        self._wanted = tuple(symbols)
-        self._spelling: dict[str, str] = {}  # ccxt's name of a market: ours
+        self._markets = Markets(client, symbols)
         self._now = now
         self._loading: asyncio.Lock | None = None
         self._loaded = False
@@ -128,22 +130,23 @@ class CcxtBroker:
         Where the venue looks at a request's time, it is told to refuse it from ``expires_at_ms`` on (sooner, where
         its longest window is shorter), however long ccxt's rate limit held it back.
         """
-        unified = await self._market(request.symbol)
+        market = await self._market(request.symbol)
+        unified, unit = str(market["symbol"]), unit_of(market)
         now_ms = int(self._now() * 1000)
         left_ms = request.expires_at_ms - now_ms
         if left_ms <= 0:
             return self._refused(request, "expired", "not sent: its time had passed")
-        market = self.client.market(unified)
         quantity = await self._sellable(request, market)
         if quantity <= 0:
             return self._refused(request, "rejected", "not sent: a spot account sells what it holds, and no more")
         try:
             with no_stray_cancellation:
+                kind = "market" if request.price is None else "limit"
                 order = await self.client.create_order(
-                    unified, "market" if request.price is None else "limit", request.side, quantity,
-                    self._price(request), self._parameters(request, now_ms, left_ms, bool(market.get("spot"))),
+                    unified, kind, request.side, amount_of(quantity, unit), self._price(request),
+                    self._parameters(request, now_ms, left_ms, bool(market.get("spot"))),
                 )  # fmt: skip
-            return report_on(order, request.symbol, request.client_order_id)
+            return report_on(order, request.symbol, request.client_order_id, unit)
         except Exception as error:
             return self._answer_to(request, error)
 
@@ -152,15 +155,15 @@ class CcxtBroker:
 
         An exchange that cannot be asked by client order id is looked through: what is open, then a week of history.
         """
-        unified = await self._market(symbol)
+        market = await self._market(symbol)
         if not self._venue.by_client_id:
             since_ms = int(self._now() * 1000) - _LOOK_BACK_MS
             known = [*await self.open_orders(symbol), *reversed(await self.history(symbol, since_ms))]
             return next((one for one in known if one.client_order_id == client_order_id), None)
         try:
             with no_stray_cancellation:
-                order = await self.client.fetch_order("", unified, {"clientOrderId": client_order_id})
-            return report_on(order, symbol, client_order_id)
+                order = await self.client.fetch_order("", market["symbol"], {"clientOrderId": client_order_id})
+            return report_on(order, symbol, client_order_id, unit_of(market))
         except Exception as error:
             if meaning_of(error) == "missing":
                 return None
@@ -168,7 +171,7 @@ class CcxtBroker:
 
     async def cancel(self, symbol: str, client_order_id: str) -> OrderReport | None:
         """Ask to cancel an order; as :class:`~holdfast.engine.broker.Broker`."""
-        unified = await self._market(symbol)
+        market = await self._market(symbol)
         venue_id, parameters = "", {"clientOrderId": client_order_id, "maxRetriesOnFailure": 0}
         if not self._venue.by_client_id:
             found = await self.find(symbol, client_order_id)
@@ -177,8 +180,8 @@ class CcxtBroker:
             venue_id, parameters = found.venue_id, {"maxRetriesOnFailure": 0}
         try:
             with no_stray_cancellation:
-                order = await self.client.cancel_order(venue_id, unified, parameters)
-            report = report_of(order, symbol, client_order_id)
+                order = await self.client.cancel_order(venue_id, market["symbol"], parameters)
+            report = report_of(order, symbol, client_order_id, unit_of(market))
         except Exception as error:
             # A cancellation that is refused has come too late, or there is no such order: only asking tells.
             if meaning_of(error) not in ("missing", "rejected"):
@@ -188,13 +191,13 @@ class CcxtBroker:
 
     async def open_orders(self, symbol: str | None = None) -> Sequence[OrderReport]:
         """Return the orders that rest at the venue; as :class:`~holdfast.engine.broker.Broker`."""
-        unified = None if symbol is None else await self._market(symbol)
+        unified = None if symbol is None else (await self._market(symbol))["symbol"]
         await self._ready()
-        return self._reports(await self._asked(self.client.fetch_open_orders, unified))
+        return self._reports(await self._asked(self.client.fetch_open_orders, unified), symbol)
 
     async def history(self, symbol: str, since_ms: int) -> Sequence[OrderReport]:
         """Return the orders of a symbol from ``since_ms`` on; as :class:`~holdfast.engine.broker.Broker`."""
-        unified = await self._market(symbol)
+        unified = str((await self._market(symbol))["symbol"])
         kinds = ("fetch_orders",) if self._has("fetchOrders") else ("fetch_closed_orders", "fetch_canceled_orders")
         asks = [getattr(self.client, kind) for kind in kinds if self._has(_camel(kind))]
         if not asks:
@@ -207,7 +210,7 @@ class CcxtBroker:
             for order in await self._asked(self.client.fetch_open_orders, unified):
                 found[str(order.get("id"))] = order
         listed = sorted(found.values(), key=lambda order: (order.get("timestamp") or 0, str(order.get("id"))))
-        return self._reports([order for order in listed if (order.get("timestamp") or since_ms) >= since_ms])
+        return self._reports([order for order in listed if (order.get("timestamp") or since_ms) >= since_ms], symbol)
 
     async def positions(self) -> Sequence[VenuePosition]:
         """Return what the account holds: of a spot account each currency but the one that it pays with."""
@@ -217,7 +220,7 @@ class CcxtBroker:
         totals: Mapping[str, Any] = (await self._asked(self.client.fetch_balance)).get("total") or {}
         held = {name: float(total) for name, total in totals.items() if name != self._quote and total}
         return [
-            VenuePosition(symbol=self._spelt(f"{name}/{self._quote}", name), side="long", quantity=total)
+            VenuePosition(symbol=self._markets.spelt(f"{name}/{self._quote}", name), side="long", quantity=total)
             for name, total in sorted(held.items())
             if total > 0
         ]
@@ -313,35 +316,33 @@ class CcxtBroker:
                 raise UnavailableError(f"the history of {unified} does not end: ask from a later time on")
             since_ms = until_ms + 1
 
-    def _reports(self, orders: Sequence[Mapping[str, Any]]) -> list[OrderReport]:
+    def _reports(self, orders: Sequence[Mapping[str, Any]], symbol: str | None) -> list[OrderReport]:
+        """Turn ccxt's orders into reports, of the symbol that was asked for or of whichever."""
+        markets = self._markets
         try:
-            return [report_of(order, self._spelt(str(order.get("symbol")))) for order in orders]
+            named = [(order, str(order.get("symbol"))) for order in orders]
+            return [report_of(one, symbol or markets.spelt(name), unit=markets.unit(name)) for one, name in named]
         except (TypeError, ValueError, AttributeError) as error:
             raise self._raised(error, changing=False) from None
 
-    def _position(self, row: Mapping[str, Any]) -> VenuePosition | None:
-        size = float(row.get("contracts") or 0) * float(row.get("contractSize") or 1)
-        if not size:
+    def _position(self, row: Mapping[str, Any], symbol: str | None = None) -> VenuePosition | None:
+        unified = str(row.get("symbol"))
+        size = row.get("contractSize")
+        contracts = float(row.get("contracts") or 0)
+        quantity = quantity_in(contracts, Decimal(repr(float(size))) if size else self._markets.unit(unified))
+        if not quantity:
             return None
-        side = "short" if row.get("side") == "short" or size < 0 else "long"
         entry = row.get("entryPrice")
         return VenuePosition(
-            symbol=self._spelt(str(row.get("symbol"))), side="short" if side == "short" else "long",
-            quantity=abs(size), entry_price=float(entry) if entry else None,
+            symbol=symbol or self._markets.spelt(unified), quantity=abs(quantity),
+            side="short" if row.get("side") == "short" or quantity < 0 else "long",
+            entry_price=float(entry) if entry else None,
         )  # fmt: skip
 
-    def _spelt(self, unified: str, otherwise: str | None = None) -> str:
-        """Return how we write a market that ccxt calls ``unified``: as it was given to us, else as the exchange."""
-        known = self._spelling.get(unified)
-        if known is None:
-            market = (self.client.markets or {}).get(unified)
-            known = str(market["id"]) if market else otherwise or unified
-        return known
-
-    async def _market(self, symbol: str) -> str:
-        """Return ccxt's name of a market."""
+    async def _market(self, symbol: str) -> Mapping[str, Any]:
+        """Return ccxt's market of a symbol."""
         await self._ready()
-        return self._named(symbol)
+        return self._markets.named(symbol)
 
     async def _ready(self) -> None:
         """Load the markets once, and the difference of the clocks each hour and after a doubt."""
@@ -354,17 +355,8 @@ class CcxtBroker:
                 self._clock_until_s = now_s + _CLOCK_SECONDS
             if not self._loaded:
                 await self._asked(self.client.load_markets)
+                self._markets.loaded()
                 self._loaded = True
-                for symbol in self._wanted:
-                    self._named(symbol)
-
-    def _named(self, symbol: str) -> str:
-        try:
-            unified = str(self.client.market(symbol)["symbol"])
-        except Exception as error:
-            raise InvalidInputError(f"the exchange has no market {symbol!r:.60}: use its own name of it") from error
-        self._spelling[unified] = symbol
-        return unified
 
     def _has(self, ability: str) -> bool:
         return bool(self.client.has.get(ability))

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from ..engine.broker import Features, OrderReport, ReportState
 from ..errors import HoldfastError, InvalidInputError, UnavailableError, UnknownOutcomeError
 from ..rows import Side
+from ..rules.contracts import ONE, quantity_in
 
 Meaning = Literal["repeated", "late", "rejected", "missing", "wrong", "unsent", "unknown"]
 """``repeated``: refused, the client order id is in use. ``late``: refused, the request's time has passed. ``wrong``:
@@ -119,14 +121,17 @@ _STATES: dict[str, ReportState] = {
 }
 
 
-def report_of(order: Mapping[str, Any], symbol: str, client_order_id: str | None = None) -> OrderReport:
+def report_of(
+    order: Mapping[str, Any], symbol: str, client_order_id: str | None = None, unit: Decimal = ONE
+) -> OrderReport:  # fmt: skip
     """Turn ccxt's order into a report.
 
     Args:
         client_order_id: The one that was asked for, where the answer may name another (a cancellation's own).
+        unit: How much of the base currency ccxt's 1 is.
     """
-    filled = _number(order.get("filled")) or 0.0
-    quantity = _number(order.get("amount"))
+    filled = _quantity(order.get("filled"), unit) or 0.0
+    quantity = _quantity(order.get("amount"), unit)
     state = _STATES.get(str(order.get("status")), "sent")
     if state == "open" and filled > 0.0:
         state = "partial"
@@ -148,12 +153,12 @@ def report_of(order: Mapping[str, Any], symbol: str, client_order_id: str | None
     )
 
 
-def report_on(order: Mapping[str, Any], symbol: str, client_order_id: str) -> OrderReport:
+def report_on(order: Mapping[str, Any], symbol: str, client_order_id: str, unit: Decimal = ONE) -> OrderReport:
     """Return the report of an order; raises ValueError if the answer is not about it."""
-    report = report_of(order, symbol)
+    report = report_of(order, symbol, unit=unit)
     if not report.venue_id or report.client_order_id not in ("", client_order_id):
         raise ValueError("the answer is not about the order that was asked for")
-    return report if report.client_order_id else report_of(order, symbol, client_order_id)
+    return report if report.client_order_id else report_of(order, symbol, client_order_id, unit)
 
 
 def only_json(fetch: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -176,6 +181,10 @@ _TIMES = ("lastUpdateTimestamp", "lastTradeTimestamp", "timestamp")
 
 def _side(value: object) -> Side | None:
     return value if value == "buy" or value == "sell" else None
+
+
+def _quantity(value: object, unit: Decimal) -> float | None:
+    return None if value is None else quantity_in(str(value), unit)
 
 
 def _number(value: object) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import HoldfastError, InvalidInputError, UnavailableError
 from ..rules.candles import INTERVALS_MS, Candle
+from ..rules.contracts import written
 
 _MAX_PAGES = 100
 # Recognised by name along the class's ancestors, so that this module never imports the driver itself.
@@ -89,8 +90,11 @@ class CcxtExchange:
         return str(self.client.price_to_precision(symbol, price))
 
     def format_quantity(self, symbol: str, quantity: float) -> str:
-        """Return the quantity in the exchange's own precision. Needs one ``get_candles`` before."""
-        return str(self.client.amount_to_precision(symbol, quantity))
+        """Return the quantity cut to what the exchange can trade; of contracts too in units of the base currency.
+
+        Needs one ``get_candles`` before.
+        """
+        return written(self.client, symbol, quantity)
 
     async def close(self) -> None:
         """Close the client's connections."""
