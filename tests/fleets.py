@@ -122,6 +122,11 @@ class Fire:
                 time.sleep(pause)
                 self._strike(kind)
             time.sleep(max(0.0, self.ends - time.monotonic()) + 0.5)
+            journals = len(list((self.place / "journals").iterdir()))
+            if journals > self.workers + 1:
+                self.found.wrong.append(
+                    f"{journals} journals for {self.workers} workers: one that ended leaves its own"
+                )
             self._end_all()
             self._finish()
         finally:
@@ -142,6 +147,7 @@ class Fire:
         }
         command = [sys.executable, "-m", "holdfast.cli", "fleet", str(BOT), "--contexts", str(self.file), "--json"]
         command += ["--store", self.url, "--lease", str(self.lease_seconds)]
+        command += ["--emergency", str(self.place / "journals")]
         with (self.place / "log").open("ab") as log:
             one = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.processes[one.pid] = one

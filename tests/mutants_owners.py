@@ -140,6 +140,27 @@ OWNERS: list[tuple[str, str, str, str, str]] = [
         f"{_FLEET} moves_nothing",
     ),
     (
+        "owners: what an ended worker left in its journal is not taken over",
+        "engine/journals.py",
+        "                await self._emergency.keep(context, one.base, changes, epoch=0)\n",
+        "                pass\n",
+        "tests/test_journals.py -k that_died",
+    ),
+    (
+        "owners: an exit of a context that moved on stays in the journal for ever",
+        "engine/journals.py",
+        "        await self._emergency.done(context, kept[-1].number)\n",
+        "        pass\n",
+        "tests/test_journals.py -k moved",
+    ),
+    (
+        "owners: contexts are begun before what was left of them is taken over",
+        "engine/fleet.py",
+        "        await self._journals.look(self._runs)\n",
+        "",
+        f"{_FLEET} journal",
+    ),
+    (
         "owners: a run that is left keeps its context",
         "engine/driver.py",
         "                if self._leaving.is_set():\n                    return\n",

@@ -16,12 +16,15 @@ from fleets import Fire, balance
 from holdfast.backends.sqlite import SqliteBackend
 from holdfast.cli.contexts import read_contexts
 from holdfast.domains import context_key, worker_key
+from holdfast.engine.emergency import Emergency
 from holdfast.engine.fleet import Fleet, assignment, chosen, fingerprint
+from holdfast.engine.journals import JournalFolder
 from holdfast.engine.live import Live, LiveRun
+from holdfast.engine.modes import TroublePolicy
 from holdfast.engine.registry import Registry
 from holdfast.errors import InvalidInputError, UnavailableError
 from holdfast.names import Context
-from holdfast.rows import Owner, Worker
+from holdfast.rows import Owner, SessionRow, Worker
 from holdfast.store import Store
 
 CONTEXTS = [Context("binance", f"S{n}USDT", "swing") for n in range(200)]
@@ -136,11 +139,11 @@ class Ground:
             told=lambda context, what: self.told.append((context, what)), **more,
         )  # fmt: skip
 
-    def start(self, context: Context) -> LiveRun:
+    def start(self, context: Context, **more: Any) -> LiveRun:
         self.started.append(context)
         return Live.run(
             context.symbol, strategy_name=context.strategy_name, exchange_name=context.exchange_name,
-            store=self.store, registry=self.bot.registry, listeners=self.bot.listeners, lease_seconds=0.5,
+            store=self.store, registry=self.bot.registry, listeners=self.bot.listeners, lease_seconds=0.5, **more,
         )  # fmt: skip
 
     async def put(self, **rows: Any) -> None:
@@ -292,6 +295,37 @@ async def test_a_context_that_cannot_be_run_is_told_of_and_tried_again_later_whi
     finally:
         fleet.leave()
         await asyncio.wait_for(working, 20)
+
+
+async def test_what_an_ended_worker_left_in_its_journal_is_merged_when_its_context_is_taken_over(
+    ground: Ground, tmp_path: Path
+) -> None:
+    folder, bounds = JournalFolder(str(tmp_path / "journals")), TroublePolicy(emergency_bytes=64 * 1024)
+    context = ground.contexts[0]
+    left = Emergency(ground.store, TroublePolicy(emergency=str(folder.path / "worker-7"), emergency_bytes=64 * 1024))
+    await left.open()
+    key, row = context_key("session", context), SessionRow(context=tuple(context), last_candle_ms=60_000, last_event=77)
+    await left.keep(context, None, {key: row}, epoch=1)
+    await left.close()
+    policy = await folder.claim(ground.store, bounds)
+    fleet = Fleet(
+        ground.store, ground.contexts, lambda context: ground.start(context, on_trouble=policy), lease_seconds=0.5,
+        clock=lambda: 0, listeners=ground.bot.listeners, on_trouble=policy, folder=folder,
+    )  # fmt: skip
+    working = asyncio.ensure_future(fleet.work())
+
+    async def merged() -> bool:
+        loaded = await ground.store.get(key)
+        return loaded is not None and isinstance(loaded.row, SessionRow) and loaded.row.last_event >= 77
+
+    try:
+        await eventually(merged)
+    finally:
+        fleet.leave()
+        await asyncio.wait_for(working, 20)
+    await left.open()
+    assert left.contexts == []
+    await left.close()
 
 
 async def test_a_worker_ends_when_every_market_has_ended(ground: Ground) -> None:

@@ -15,8 +15,10 @@ import msgspec
 from ..contract import Survives
 from ..documents.adapters import current_routes, use_store
 from ..engine.fleet import Fleet
+from ..engine.journals import JournalFolder
 from ..engine.listeners import Failure, Tick, default_listeners
 from ..engine.live import Live, LiveRun
+from ..engine.modes import TroublePolicy
 from ..engine.registry import default_registry
 from ..engine.session import wall_clock_ms
 from ..names import Context
@@ -28,7 +30,7 @@ from .exits import OK
 from .loading import load_bot
 from .opening import add_route_option, routes_of
 from .owning import add_lease_option
-from .screen import Board, PlainScreen, describe
+from .screen import Board, PlainScreen, describe, describe_mode, describe_trouble
 from .tables import visible
 
 
@@ -49,6 +51,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--store", required=True, metavar="URL", help="a store that several processes may share")
     add_route_option(parser)
     add_lease_option(parser)
+    parser.add_argument(
+        "--emergency",
+        metavar="DIR",
+        help="keep exits here while the store cannot be written: a folder of this machine, the same for all of its "
+        "workers; each takes a file of its own in it, and what one left when it ended goes to the next",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.set_defaults(command=_fleet)
 
@@ -61,11 +69,13 @@ def _fleet(options: argparse.Namespace) -> int:
 
 async def _work(options: argparse.Namespace, contexts: Sequence[Context]) -> int:
     async with _opened(options) as store:
+        folder = None if options.emergency is None else JournalFolder(options.emergency)
+        on_trouble = TroublePolicy() if folder is None else await folder.claim(store, TroublePolicy())
 
         def start(context: Context) -> LiveRun:
             return Live.run(
                 context.symbol, strategy_name=context.strategy_name, exchange_name=context.exchange_name,
-                store=store, lease_seconds=options.lease,
+                store=store, lease_seconds=options.lease, on_trouble=on_trouble,
             )  # fmt: skip
 
         def told(context: Context, what: str) -> None:
@@ -75,7 +85,10 @@ async def _work(options: argparse.Namespace, contexts: Sequence[Context]) -> int
             else:
                 print(visible(f"{context}: {what}"), flush=True)
 
-        fleet = Fleet(store, contexts, start, lease_seconds=options.lease, clock=wall_clock_ms, told=told)
+        fleet = Fleet(
+            store, contexts, start, lease_seconds=options.lease, clock=wall_clock_ms, told=told, on_trouble=on_trouble,
+            folder=folder,
+        )  # fmt: skip
         _catch_signals(fleet)
         title = f"fleet of {len(contexts)} contexts, store {store.guarantees.backend}, lease {options.lease:g} s"
         board = Board(contexts, title)
@@ -94,6 +107,8 @@ async def _work(options: argparse.Namespace, contexts: Sequence[Context]) -> int
             default_listeners.listen("signal_live", heard),
             default_listeners.listen("error", failed),
             default_listeners.listen("validation", failed),
+            default_listeners.listen("mode", lambda change: screen.fail(describe_mode(change))),
+            default_listeners.listen("trouble", lambda trouble: screen.fail(describe_trouble(trouble))),
         ]
         try:
             await fleet.work()

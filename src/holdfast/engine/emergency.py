@@ -174,6 +174,11 @@ class Emergency:
 
     async def keep(
         self, context: Context, base: SessionRow | None, changes: Mapping[Key, Row | None], *, epoch: int
+    @property
+    def contexts(self) -> list[Context]:
+        """Of which something is kept and not merged yet."""
+        return [context for context, kept in self._kept.items() if kept]
+
     ) -> Kept:
         """Keep a commit that the store cannot take.
 

@@ -10,6 +10,7 @@ Invariants:
 * Workers that offer different contexts (a new version of the list is being rolled out, say) are different fleets:
   each leaves alone what the other owns.
 * A worker that is leaving says so first; the others take what it releases from then on.
+* What an ended worker of this machine left in its emergency journal is taken over before any context is begun.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ from ..errors import ConflictError, FencedError, HeldError, HoldfastError, Inval
 from ..names import Context
 from ..rows import Owner, Worker
 from ..store import Loaded, Store
+from .health import health_of
+from .journals import JournalFolder, Journals
 from .lanes import Sleep
+from .listeners import Listeners, Trouble, default_listeners
 from .live import HOLDER, LiveRun
+from .modes import TroublePolicy
 from .worker import BEATS_PER_LEASE, Life, SignOfLife, sign_of_life
 
 _log = logging.getLogger("holdfast")
@@ -68,7 +73,10 @@ class _Presence:
 
     context = Context("-", "-", "-")
     owner: Owner | None = None
-    is_proven = True
+    is_proven = has_lease = True
+
+    def look_anew(self) -> None:
+        """Nothing to decide."""
 
     def lapsed(self) -> None:
         """Nothing to show."""
@@ -101,6 +109,9 @@ class Fleet:
         clock: Tells the time in epoch milliseconds, for people.
         sleep: Takes seconds; a seam for tests.
         told: Told what it does, in words: (context, what).
+        listeners: Told of trouble with the emergency journal; default: the process's own.
+        on_trouble: What ``start`` gives its runs.
+        folder: Where the emergency journals of this machine's workers lie; ``on_trouble`` names the one of this worker.
 
     Raises:
         InvalidInputError: The store belongs to one process, or there is no context.
@@ -117,6 +128,9 @@ class Fleet:
         holder: str = HOLDER,
         sleep: Sleep = asyncio.sleep,
         told: Callable[[Context, str], None] = lambda context, what: None,
+        listeners: Listeners = default_listeners,
+        on_trouble: TroublePolicy = TroublePolicy(),
+        folder: JournalFolder | None = None,
     ) -> None:
         self.contexts = tuple(dict.fromkeys(contexts))
         if not self.contexts:
@@ -131,6 +145,8 @@ class Fleet:
         self._sign: SignOfLife = sign
         self._writer = store.writer(f"fleet-{holder}")
         self._fleet = fingerprint(self.contexts)
+        self._listeners, self._health = listeners, health_of(store, on_trouble)
+        self._journals = Journals(store, self._health.emergency, on_trouble, folder, self._trouble)
         self._alive: dict[str, Worker] = {}
         self._runs: dict[Context, _Run] = {}
         self._rests: dict[Context, _Rest] = {}
@@ -160,7 +176,9 @@ class Fleet:
         presence, sign = _Presence(), self._sign
         sign.fleet, sign.leaving = self._fleet, False
         await sign.join(presence)
+        self._health.join(presence, self._listeners)
         try:
+            await self._health.emergency.open()
             while not self._leaving.is_set() and not self.ended.issuperset(self.contexts):
                 try:
                     await self._look()
@@ -173,6 +191,8 @@ class Fleet:
                 one.task.cancel()
             await asyncio.gather(*(one.task for one in self._runs.values()), return_exceptions=True)
             sign.fleet, sign.leaving = "", False
+            self._journals.tell_left()
+            await self._health.leave(presence)
             await sign.leave(presence)
 
     async def _rest(self) -> None:
@@ -191,6 +211,7 @@ class Fleet:
 
     async def _look(self) -> None:
         await self._watch()
+        await self._journals.look(self._runs)
         mates = {holder for holder, row in self._alive.items() if row.fleet == self._fleet and not row.leaving}
         should = assignment(self.contexts, mates | {self._sign.holder})
         mine = {context for context, holder in should.items() if holder == self._sign.holder}
@@ -274,6 +295,9 @@ class Fleet:
             await run.aclose()
             self._runs.pop(context, None)
             self._woken.set()
+
+    def _trouble(self, context: Context, why: str) -> None:
+        self._health.tell(self._listeners, "trouble", Trouble(kind="emergency", context=context, why=why))
 
     def _failed(self, context: Context, error: Exception) -> None:
         """Try again later, and later each time: it may be this worker alone that cannot run it."""
