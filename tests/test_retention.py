@@ -355,7 +355,7 @@ def test_the_key_of_an_outage_sorts_by_time() -> None:
 
 async def test_a_newest_outage_that_cannot_be_read_is_kept_whole_and_the_older_ones_stay() -> None:
     world = World()
-    await restarted(world, range(0, 10))
+    await restarted(world, range(10))
     await restarted(world, range(20, 30))
     before = await outages_in(world)
     store = await world.boot()
