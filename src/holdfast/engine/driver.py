@@ -23,6 +23,7 @@ from ..store import Store
 from .executor import Executor
 from .gap import Gap
 from .health import health_of
+from .holder import holder_of
 from .lanes import Sleep
 from .listeners import Failure, Listeners, Performance
 from .modes import TroublePolicy
@@ -51,7 +52,7 @@ class Driver:
         turn: Its place among those that share a risk profile; taken before the run starts.
         store: An open store; None for the process's default one.
         profiles: The risk profiles that the strategy names.
-        holder: A random text of this process.
+        holder: By which it knows its own rows on the store; empty: :func:`holder_of` says.
         clock: Tells the time in epoch milliseconds.
         sleep: Takes seconds; a seam for tests.
         on_conflict, lease_seconds, on_trouble: See :meth:`holdfast.engine.live.Live.run`.
@@ -68,12 +69,12 @@ class Driver:
         profiles: dict[str, RiskProfile],
         listeners: Listeners,
         params: Params,
-        holder: str,
         clock: Callable[[], int],
         sleep: Sleep,
         on_conflict: OnConflict = "refuse",
         lease_seconds: float = LEASE_SECONDS,
         on_trouble: TroublePolicy = TroublePolicy(),
+        holder: str = "",
     ) -> None:
         self.context, self.turn, self.session = context, turn, None
         self._strategy, self._exchange, self._store = strategy, exchange, store
@@ -161,12 +162,13 @@ class Driver:
 
     def new_session(self, store: Store) -> Session:
         """Return a session on an open store; whoever asks recovers and closes it."""
+        holder = self._holder or holder_of(store)
         sign = sign_of_life(
-            store, holder=self._holder, lease_seconds=self._lease_seconds, sleep=self._sleep, clock=self._clock
+            store, holder=holder, lease_seconds=self._lease_seconds, sleep=self._sleep, clock=self._clock
         )
         session = self.session = Session(
             self.context, self._strategy, self._exchange, store, listeners=self._listeners, params=self._params,
-            risk_profiles=self._profiles, holder=self._holder, clock=self._clock, sleep=self._sleep,
+            risk_profiles=self._profiles, holder=holder, clock=self._clock, sleep=self._sleep,
             sign=sign, on_conflict=self._on_conflict, executor=self._executor(sign),
             health=health_of(store, self._on_trouble),
         )  # fmt: skip

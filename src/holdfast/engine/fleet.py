@@ -31,7 +31,8 @@ from .health import health_of
 from .journals import JournalFolder, Journals
 from .lanes import Sleep
 from .listeners import Listeners, Trouble, default_listeners
-from .live import HOLDER, LiveRun
+from .holder import holder_of
+from .live import LiveRun
 from .modes import TroublePolicy
 from .worker import BEATS_PER_LEASE, Life, SignOfLife, sign_of_life
 
@@ -105,7 +106,6 @@ class Fleet:
         contexts: What the fleet runs; the same in each of its workers.
         start: Sets up a run of a context on that store, with this lease.
         lease_seconds: See :meth:`holdfast.engine.live.Live.run`.
-        holder: A random text of this process, the one that ``start`` gives its runs.
         clock: Tells the time in epoch milliseconds, for people.
         sleep: Takes seconds; a seam for tests.
         told: Told what it does, in words: (context, what).
@@ -125,7 +125,6 @@ class Fleet:
         *,
         lease_seconds: float,
         clock: Callable[[], int],
-        holder: str = HOLDER,
         sleep: Sleep = asyncio.sleep,
         told: Callable[[Context, str], None] = lambda context, what: None,
         listeners: Listeners = default_listeners,
@@ -135,7 +134,7 @@ class Fleet:
         self.contexts = tuple(dict.fromkeys(contexts))
         if not self.contexts:
             raise InvalidInputError("a fleet needs at least one context")
-        sign = sign_of_life(store, holder=holder, lease_seconds=lease_seconds, sleep=sleep, clock=clock)
+        sign = sign_of_life(store, holder=holder_of(store), lease_seconds=lease_seconds, sleep=sleep, clock=clock)
         if sign is None:
             raise InvalidInputError(
                 f"{store.guarantees.backend} belongs to one process: a fleet needs a store that several may share, "
@@ -143,7 +142,7 @@ class Fleet:
             )
         self._store, self._start, self._sleep, self._told = store, start, sleep, told
         self._sign: SignOfLife = sign
-        self._writer = store.writer(f"fleet-{holder}")
+        self._writer = store.writer(f"fleet-{sign.holder}")
         self._fleet = fingerprint(self.contexts)
         self._listeners, self._health = listeners, health_of(store, on_trouble)
         self._journals = Journals(store, self._health.emergency, on_trouble, folder, self._trouble)

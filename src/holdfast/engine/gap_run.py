@@ -21,7 +21,6 @@ from .driver import Driver
 from .gap import Gap
 from .lanes import Sleep
 from .listeners import Listeners, default_listeners
-from .live import HOLDER
 from .plan import Outlook, What
 from .recovery import stopped_reasons
 from .registry import Registry, default_registry
@@ -72,7 +71,7 @@ class GapRun:
         clock: Callable[[], int] = wall_clock_ms,
         sleep: Sleep = asyncio.sleep,
         lease_seconds: float = LEASE_SECONDS,
-        holder: str = HOLDER,
+        holder: str = "",
     ) -> None:
         self._store, self._operator, self._wanted = store, operator, wanted
         self._registry, self._listeners, self._clock, self._sleep = registry, listeners, clock, sleep

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import ClassVar, Literal
@@ -27,9 +26,6 @@ from .turns import Turns
 from .worker import LEASE_SECONDS
 
 Status = Literal["pending", "fulfilled", "rejected"]
-
-HOLDER = secrets.token_hex(8)
-"""By which this process knows its own owner rows."""
 
 
 class LiveStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -357,7 +353,7 @@ class Live:
         driver = Driver(
             context, strategy, exchange, cls._turns.join(context, strategy.risk_names), store=store,
             profiles={name: registry.risk(name) for name in strategy.risk_names}, listeners=listeners,
-            params=params, holder=HOLDER, clock=clock, sleep=sleep,
+            params=params, clock=clock, sleep=sleep,
             on_conflict=on_conflict, lease_seconds=lease_seconds, on_trouble=on_trouble,
         )  # fmt: skip
         entry = cls._entries[context] = _Entry(driver)

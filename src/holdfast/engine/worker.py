@@ -56,22 +56,39 @@ def boot_seconds() -> float:
 
 
 def machine() -> str:
-    """Name the running kernel and the process table that this process lives in; empty where that cannot be told."""
+    """Name the running kernel, and the process table and the clock in it that this process lives by.
+
+    Empty where that cannot be told. Whoever lives by another clock reads other times at which processes started.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+        time_namespace = Path("/proc/self/ns/time")  # not before Linux 5.6
+        clock = f"/{time_namespace.readlink()}" if time_namespace.exists() else ""
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}{clock}"
     except OSError:
         return ""
 
 
-def started_ticks(pid: int) -> int:
-    """Return when a process of this machine started, in the kernel's ticks; 0 if there is none."""
+def started_ticks(pid: int) -> int | None:
+    """Return when a process of this machine started, in the kernel's ticks; 0 once it has ended, None if unreadable."""
     try:
         # The name, in parentheses, may hold anything; what follows its last one has fixed places.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return 0
+        return None
     return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+def is_gone(pid: int, started: int) -> bool:
+    """Whether the process of this machine that started then has certainly ended."""
+    now = started_ticks(pid)
+    if now is not None:
+        return now != started
+    try:
+        os.kill(pid, 0)  # /proc may hide the processes of other users, and has no row of one that is gone either
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
+    return False
 
 
 class Life(Enum):
@@ -122,7 +139,7 @@ class Watch:
         _, known, since = self._seen.get(holder, (0, None, 0.0))
         # The same row under another number was moved or re-keyed by somebody: its worker writes another one each time.
         self._seen[holder] = (loaded.version, row, since if row == known else self.boot_clock())
-        if self._machine and row.machine == self._machine and started_ticks(row.pid) != row.started:
+        if self._machine and row.machine == self._machine and is_gone(row.pid, row.started):
             return Life.DEAD, row
         if row != known:
             return (Life.UNKNOWN if known is None else Life.ALIVE), row
@@ -211,7 +228,7 @@ class SignOfLife:
             owns = sum(one.owner is not None for one in self._sessions)
             row = Worker(
                 holder=self.holder, beat=self._looks, lease_seconds=self.lease_seconds, host=socket.gethostname(),
-                pid=pid, machine=machine(), started=started_ticks(pid), contexts=owns,
+                pid=pid, machine=machine(), started=started_ticks(pid) or 0, contexts=owns,
                 fleet=self.fleet, leaving=self.leaving, at_ms=self._clock(),
             )  # fmt: skip
             await self._writer.commit({worker_key(self.holder): row})

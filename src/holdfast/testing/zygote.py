@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import secrets
 import select
 import signal
 import subprocess
@@ -60,7 +59,6 @@ def _preload_driver(arguments: Sequence[str]) -> None:
 
 def _bot(start: Start) -> int:
     from ..cli import main
-    from ..engine import live
 
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -69,9 +67,7 @@ def _bot(start: Start) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     witness = os.open(start.witness, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    # What a fresh interpreter would draw anew must not be inherited.
-    live.HOLDER = secrets.token_hex(8)
-    random.seed()
+    random.seed()  # a fresh interpreter would draw anew
     return main([*start.arguments, "--witness-fd", str(witness)])
 
 
