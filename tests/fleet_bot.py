@@ -6,6 +6,8 @@ record (``HOLDFAST_TEST_RECORD``, a directory). A record outlives SIGKILL: each 
 Where the market names a venue, orders go there. A file ``stop-PID`` in the record's directory then tells the process to
 stop itself, as SIGSTOP does, at the place that the file names: right after an intent was committed (``committed``), or
 right before it is sent (``sending``).
+
+``HOLDFAST_TEST_HOME`` (JSON of :class:`Home`) lets a process believe that it lives on another machine.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +29,7 @@ from holdfast.contract import Guarantees, Key
 from holdfast.engine import tenure, worker
 from holdfast.engine.broker import OrderReport, OrderRequest
 from holdfast.engine.listeners import default_listeners
+from holdfast.engine.session import wall_clock_ms
 from holdfast.errors import ConflictError
 from holdfast.market.pace import RunningPace
 from holdfast.market.protocol import MINUTE_MS
@@ -40,6 +44,36 @@ HISTORY_MINUTES = 30
 QUANTITY = 1.0
 ENTRY_SECONDS, EXIT_SECONDS, GRACE_SECONDS = 0.5, 0.4, 0.1
 """How long orders are valid, and how far clocks may be apart: all less than the shortest lease."""
+
+
+class Home(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine that a process believes to live on."""
+
+    host: str
+    boot_seconds: int = 0
+    """How much longer it has been running than the real one."""
+    wall_seconds: int = 0
+    """How far its wall clock is ahead."""
+    is_namespace: bool = False
+    """The kernel keeps name and boot clock apart (``unshare --uts --time``), so only the wall clock is told a lie."""
+
+    def command(self) -> list[str]:
+        """Return what starts a command there."""
+        if not self.is_namespace:
+            return []
+        return ["unshare", "--uts", "--time", "--boottime", str(self.boot_seconds), "--fork", "--kill-child"]
+
+    def move_in(self) -> None:
+        """Believe it from now on."""
+        time_ns, clock_gettime = time.time_ns, time.clock_gettime
+        time.__dict__["time_ns"] = lambda: time_ns() + self.wall_seconds * 1_000_000_000
+        if self.is_namespace:
+            socket.sethostname(self.host)
+            return
+        shifts = {time.CLOCK_BOOTTIME: self.boot_seconds}
+        time.__dict__["clock_gettime"] = lambda clock: clock_gettime(clock) + shifts.get(clock, 0)
+        socket.__dict__["gethostname"] = lambda: self.host
+        worker.__dict__["machine"] = lambda: self.host
 
 
 class Market(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +125,10 @@ class Record:
         path = Path(directory) / f"{os.getpid()}.jsonl"
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._stop = path.with_name(f"stop-{os.getpid()}")
-        self.line("holder", pid=os.getpid())
+        self.line(
+            "home", host=socket.gethostname(), boot=worker.boot_seconds(), wall_ms=wall_clock_ms(),
+            machine=worker.machine(),
+        )  # fmt: skip
 
     def line(self, kind: str, **what: Any) -> None:
         """Write a line."""
@@ -166,6 +203,8 @@ class WatchedBroker(PaperBroker):
 def set_up() -> Record | None:
     """Do what the environment says; return the record, if there is to be one."""
     global TRADES
+    if text := os.environ.get("HOLDFAST_TEST_HOME"):
+        msgspec.json.decode(text, type=Home).move_in()
     if text := os.environ.get("HOLDFAST_TEST_MARKET"):
         market = msgspec.json.decode(text, type=Market)
         TRADES = bool(market.venue)

@@ -33,6 +33,13 @@ OWNERS: list[tuple[str, str, str, str, str]] = [
         f"{_OWNER} nobody_sets",
     ),
     (
+        "owners: when a process started is read by another boot clock",
+        "engine/worker.py",
+        "{Path('/proc/self/ns/pid').readlink()}{clock}",
+        "{Path('/proc/self/ns/pid').readlink()}",
+        "tests/test_zombies.py -k 'hours_apart and namespaces'",
+    ),
+    (
         "owners: dead after one look",
         "engine/worker.py",
         "        return (Life.DEAD if before - since >= row.lease_seconds else Life.UNKNOWN), row\n",

@@ -64,6 +64,8 @@ class Records:
         """Of each context; those of one process in the order in which it sent them."""
         self.refusals: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
         """Of each context: when a commit under its owner row was refused, and whose."""
+        self.homes: dict[int, dict[str, Any]] = {}
+        """Where each process believed to live, and what its clocks showed there."""
         self.fenced: list[dict[str, Any]] = []
         self.failed: list[dict[str, Any]] = []
         self.slots: list[tuple[int, str, bool]] = []
@@ -114,6 +116,8 @@ class Records:
                     name = entity_of(line["context"])
                     refused.add(name)
                     self.refusals[name].append((line["t"], pid))
+                case "home":
+                    self.homes[pid] = line
                 case "fenced":
                     refused.add(entity_of(line["context"]))
                     self.fenced.append({**line, "pid": pid})

@@ -6,9 +6,11 @@ It is paused anywhere, right after the intent of an order was committed, and rig
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import fleet_bot
 import pytest
 from backend_list import URLS
 from order_witness import Witness
@@ -46,6 +48,46 @@ def test_a_paused_owner_that_was_replaced_wakes_to_find_every_write_refused_and_
             "orders sent after the first refused commit": 0,
         },
     )
+
+
+def two_machines(*, is_namespace: bool) -> list[fleet_bot.Home]:
+    """Return two whose boot clocks are 26 hours apart, and whose wall clocks 12."""
+    return [
+        fleet_bot.Home(host="one", boot_seconds=26 * 3600, wall_seconds=-7 * 3600, is_namespace=is_namespace),
+        fleet_bot.Home(host="two", boot_seconds=0, wall_seconds=5 * 3600, is_namespace=is_namespace),
+    ]
+
+
+def may_unshare() -> bool:
+    """Whether the kernel lets this user keep a name and a boot clock of its own."""
+    command = [*two_machines(is_namespace=True)[0].command(), "true"]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("is_namespace", [False, True], ids=["told", "namespaces"])
+def test_machines_whose_clocks_are_hours_apart_replace_each_other_all_the_same(
+    is_namespace: bool, tmp_path: Path
+) -> None:
+    """With namespaces name and boot clock are the kernel's own; the wall clock, and all of them else, are told a lie."""
+    if is_namespace and not may_unshare():
+        pytest.skip("this user may not make namespaces")
+    homes = two_machines(is_namespace=is_namespace)
+    zombies = Zombies(URLS["sqlite"](tmp_path), tmp_path, lease_seconds=LEASE_SECONDS, seed=3, homes=homes)
+    found = zombies.run(2)
+    assert found.wrong == []
+    assert found.runs == 2, "each of them replaced the other"
+    assert found.longest_takeover_leases < 8
+    one, two = sorted(zombies.records.homes.values(), key=lambda home: home["host"])
+    assert (one["host"], two["host"]) == ("one", "two")
+    assert one["machine"] != two["machine"]
+    assert one["boot"] - two["boot"] > 25 * 3600
+    assert two["wall_ms"] - one["wall_ms"] > 11 * 3600_000
+    owners = {line["error"].partition(" on ")[2].partition(" ")[0] for line in zombies.records.fenced}
+    assert owners <= {"one", "two"}
+    assert owners
 
 
 def records(place: Path, **lines: list[dict[str, Any]]) -> Records:

@@ -19,8 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,14 @@ class Zombies:
         place: An empty directory.
         lease_seconds: Of both.
         seed: For the market and the moments of the pauses.
+        homes: The machines of the two, where they are to believe that these are two. Then they trade nowhere: orders
+            carry times of the wall clock, which must be near the venue's.
     """
 
-    def __init__(self, url: str, place: Path, *, lease_seconds: float, seed: int) -> None:
+    def __init__(
+        self, url: str, place: Path, *, lease_seconds: float, seed: int, homes: Sequence[fleet_bot.Home] = ()
+    ) -> None:
+        self.homes = homes
         self.url, self.lease_seconds, self.seed = url, lease_seconds, seed
         self.logs = place / "logs"
         self.logs.mkdir()
@@ -92,6 +97,7 @@ class Zombies:
         self.records = Records(place / "records")
         self.random = random.Random(seed)
         self.found = Found()
+        self.venue: VenueProcess | None = None
         self.heard: list[Heard] = []
         self.contexts = [Context(fleet_bot.EXCHANGE, symbol, fleet_bot.STRATEGY) for symbol in SYMBOLS]
         self.names = [context_key("owner", context).entity_name for context in self.contexts]
@@ -99,13 +105,15 @@ class Zombies:
     def run(self, runs: int, *, time_cap_seconds: float = float("inf")) -> Found:
         """Pause, replace and wake so often; then look at everything that was committed and told."""
         began = time.monotonic()
-        with VenueProcess() as self.venue:
+        with ExitStack() as stack:
+            if not self.homes:
+                self.venue = stack.enter_context(VenueProcess())
             with self._processes(minutes=int(min(runs * 400, 200_000)) + 2000) as processes:
                 while self.found.runs < runs and not self.found.wrong:
                     if time.monotonic() - began > time_cap_seconds or self.found.blocked > 5 + runs:
                         break
                     self._one(processes)
-                    self.heard += self.venue.heard()
+                    self._listen()
             self._judge()
         self.found.seconds = round(time.monotonic() - began, 1)
         return self.found
@@ -114,7 +122,7 @@ class Zombies:
     def _processes(self, *, minutes: int) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
         market = fleet_bot.Market(
             seed=self.seed, symbols=SYMBOLS, minutes=minutes, began=time.monotonic() + 1, minute_seconds=MINUTE_SECONDS,
-            venue=self.venue.address,
+            venue="" if self.venue is None else self.venue.address,
         )  # fmt: skip
         environment = {
             **os.environ,
@@ -125,12 +133,16 @@ class Zombies:
         processes: dict[int, subprocess.Popen[bytes]] = {}
         try:
             for number in range(2):
+                home = self.homes[number] if self.homes else None
+                if home is not None:
+                    environment["HOLDFAST_TEST_HOME"] = msgspec.json.encode(home).decode()
                 with (self.logs / f"{number}").open("wb") as log:
-                    one = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-                processes[one.pid] = one
+                    there = [] if home is None else home.command()
+                    one = subprocess.Popen([*there, *command], env=environment, stdout=log, stderr=log)
+                processes[_only_child(one.pid) if there else one.pid] = one
             yield processes
-            for one in processes.values():
-                one.terminate()
+            for pid in processes:
+                os.kill(pid, signal.SIGTERM)
             for one in processes.values():
                 if one.wait(60):
                     self.found.wrong.append(f"process {one.pid} ended with {one.returncode}: {self._last_words()}")
@@ -152,7 +164,7 @@ class Zombies:
         pid = self.random.choice([owner.pid for owner in settled.values()])
         had = {name: owner for name, owner in settled.items() if owner.pid == pid}
         time.sleep(self.random.uniform(0.0, 4 * MINUTE_SECONDS))
-        place = PLACES[self.found.runs % len(PLACES)]
+        place = PLACES[self.found.runs % len(PLACES)] if self.venue else "anywhere"
         try:
             if not self._pause(pid, place, had):
                 return
@@ -171,6 +183,10 @@ class Zombies:
         self.found.runs += 1
         self.found.stopped_before_sending += place == "sending"
         self.found.late_writes_refused += len(had)
+
+    def _listen(self) -> None:
+        if self.venue is not None:
+            self.heard += self.venue.heard()
 
     def _pause(self, pid: int, place: str, had: dict[str, Commit]) -> bool:
         """Pause the process, as SIGSTOP does, at this place of its code; False where it was replaced before."""
@@ -241,7 +257,7 @@ class Zombies:
         self.found.commits = sum(map(len, records.commits.values()))
         self.found.events = sum(map(len, records.told.values()))
         self.found.wrong += records.wrong()
-        self.heard += self.venue.heard()
+        self._listen()
         witness = Witness(records, self.heard, dict(zip(SYMBOLS, self.names, strict=True)), fleet_bot.QUANTITY)
         self.found.wrong += witness.wrong()
         self.found.orders, self.found.late_orders_refused = witness.accepted, witness.late_refused
@@ -266,7 +282,7 @@ class Zombies:
 
     async def _positions(self, store: Store) -> list[str]:
         """Compare what the account holds with what the rows of its orders say."""
-        held = {one.symbol: one.quantity for one in self.venue.witness().positions}
+        held = {one.symbol: one.quantity for one in self.venue.witness().positions} if self.venue else {}
         wrong = []
         for symbol, name in zip(SYMBOLS, self.names, strict=True):
             rows = [loaded.row for loaded in (await store.scan("order", name)).values()]
@@ -297,6 +313,15 @@ class Zombies:
         before = [one for one in records.commits[name] if one.number < number]
         after = [one for one in records.commits[name] if one.number > number]
         return not before or not after or before[-1].epoch < after[0].epoch
+
+
+def _only_child(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    ends = time.monotonic() + 30
+    while not (found := children.read_text().split()):
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    return int(found[0])
 
 
 def _is_stopped(pid: int) -> bool:
