@@ -71,7 +71,7 @@ def may_unshare() -> bool:
 def test_machines_whose_clocks_are_hours_apart_replace_each_other_all_the_same(
     is_namespace: bool, tmp_path: Path
 ) -> None:
-    """With namespaces name and boot clock are the kernel's own; the wall clock, and all of them else, are told a lie."""
+    """With namespaces name and boot clock are the kernel's own; the wall clock, else all of them, are told a lie."""
     if is_namespace and not may_unshare():
         pytest.skip("this user may not make namespaces")
     homes = two_machines(is_namespace=is_namespace)
