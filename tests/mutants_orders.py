@@ -240,4 +240,11 @@ ORDERS: list[tuple[str, str, str, str, str]] = [
         ":",
         f"{_ROWS} -k on_their_way",
     ),
+    (
+        "orders: an exit that is refused each time is sent again for ever",
+        "executor.py",
+        "            late = self._clock() >= order.expires_at_ms + self.terms.grace_ms\n",
+        "            late = False\n",
+        f"{_RUNS} -k sent_for_ever",
+    ),
 ]

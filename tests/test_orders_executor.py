@@ -581,6 +581,25 @@ async def test_a_stop_that_was_filled_at_the_venue_while_the_bot_was_down_ends_t
     assert any("holds no more of it" in order.note for order in book.orders.values())
 
 
+async def test_an_exit_that_was_perhaps_sent_and_has_nothing_left_to_close_is_not_sent_for_ever() -> None:
+    """At a venue that takes late requests it may be sent again at any time: each time it is refused."""
+    desk = Desk(promised=features("always", refuses_expired=False))
+    old = [
+        stored("open", state="filled", filled_quantity=2.0, venue_id="p1", at_ms=minute_ms(-2)),
+        stored("close", at_ms=minute_ms(-1)),
+    ]
+    store = await left_behind(*old, is_open=False)
+    await live(desk, store)
+    book = await orders_in(store)
+    assert book.unsettled() == []
+    assert [order.state for order in book.of(SIGNAL_ID)] == ["filled", "rejected", "rejected"], (
+        "the first failure is gone"
+    )
+    assert [order.missing_quantity for order in book.of(SIGNAL_ID)] == [0.0, 0.0, 2.0]
+    told = [str(failure.error) for failure in desk.bot.errors if isinstance(failure.error, OrderError)]
+    assert any(EXIT in text and "may still turn up" in text for text in told)
+
+
 async def test_a_run_that_is_aborted_while_it_sends_is_gone_on_with_by_the_next() -> None:
     desk, store = Desk(hold=True), await memory_store()
     desk.broker.held = asyncio.Event()

@@ -14,13 +14,16 @@ GONE_AFTER = 2
 """How many exits of a signal must be refused before the account's positions are believed to show nothing to close."""
 
 
-def answered(order: Order, report: OrderReport, *, resent: bool = False) -> Order:
+def answered(order: Order, report: OrderReport, *, resent: bool = False, late: bool = False) -> Order:
     """Return what an order has become.
 
     Args:
         resent: The report answers a request that was not the order's first: a refusal says nothing of the first.
+        late: Expiry and grace are over: nothing is to be hoped of the first any more.
     """
     refused = report.state in ("rejected", "expired")
+    if refused and report.filled_quantity == 0 and resent and late and not report.repeated:
+        return replaced(order, state="expired", note=f"unknown at the venue; sent again it was refused: {report.note}")
     if refused and report.filled_quantity == 0 and (report.repeated or resent):
         return replaced(order, state="unknown", note=report.note)
     filled = max(order.filled_quantity, report.filled_quantity)

@@ -149,7 +149,8 @@ class Executor:
             holder="" if session.owner is None else session.owner.holder,
         ).check()  # fmt: skip
         rows = await session.store.scan("order", context_key("session", session.context).entity_name)
-        self.book = Book(cast("Order", loaded.row) for loaded in rows.values())
+        kept = session.writer.lifeline.kept_rows("order")  # which the store does not have yet
+        self.book = Book(cast("Order", row) for row in ({key: one.row for key, one in rows.items()} | kept).values())
         for order in self.book.orders.values():
             if order.account != self.terms.account and not self.book.is_settled(order.signal_id):
                 raise InvalidInputError(
@@ -343,8 +344,9 @@ class Executor:
             if order.action in EXITS:
                 self._late = min(self._late + 1, 16) if report.state == "expired" else 0
                 self._allow_time()
-            now = answered(order, report, resent=step.again)
-            if now.state == "unknown":
+            late = self._clock() >= order.expires_at_ms + self.terms.grace_ms
+            now = answered(order, report, resent=step.again, late=late)
+            if now.state == "unknown" and not step.again:
                 self._asked.pop(order.client_order_id, None)
             await self._record(await self._looked_for(now))
             if self._late > _LATE_AT_ONCE:  # clocks that differ by minutes, say: nothing is gained by haste
