@@ -80,7 +80,7 @@ class Oracle:
         if scope == "main":
             self._at_home(op, decoded, sender)
             if self.trades is not None:
-                self.trades.accepted(op, decoded)
+                self.trades.accepted(op, decoded, sender)
         elif scope == "main.ledger":
             for key in decoded:
                 if key in self.rows:

@@ -65,15 +65,13 @@ class TradeOracle:
         """Every order that ever had a row, as it was stored last."""
         self._gone: set[str] = set()
         """Those whose rows were deleted since."""
-        self._ended_seconds: dict[str, float] = {}
-        """When the row of an order was stored as ended, the first time."""
+        self._sent: set[str] = set()
+        """Orders that may have reached the venue: they left a process, which was not told that they did not."""
         self._lanes: dict[str, str] = {}
         """For each lane that ever wrote an owner row: whose."""
         self._fenced: dict[tuple[Sender, str], str] = {}
         """For each life and context: the lane of the commit that was refused, and answered."""
-        self._steps_are_small = all(
-            abs(fault.seconds) < _TRUSTED_STEP_SECONDS for fault in plan.faults if fault.kind == "clock"
-        )
+        self._clocks_stand = all(fault.kind != "clock" for fault in plan.faults)
 
         kinds = {fault.kind for fault in plan.faults}
         self._may_cross = not venue.features.refuses_expired or bool(kinds & {"twice", "fill_after"})
@@ -93,7 +91,7 @@ class TradeOracle:
         if name is not None and writers.get(name) != lane:
             self._fenced[sender, name] = lane
 
-    def accepted(self, op: Op, decoded: Mapping[Key, Row | None]) -> None:
+    def accepted(self, op: Op, decoded: Mapping[Key, Row | None], sender: Sender) -> None:
         """Judge a commit of the main scope, before the rows of the storage follow."""
         orders = {key: row for key, row in decoded.items() if key.domain == "order"}
         events = [row for row in decoded.values() if isinstance(row, Event)]
@@ -101,7 +99,7 @@ class TradeOracle:
             if row is None:
                 self._deleted(key, op)
             else:
-                self._written(key, cast("Order", row), events, op)
+                self._written(key, cast("Order", row), events, op, sender)
         for event in events:
             self._event(event, op)
 
@@ -111,7 +109,7 @@ class TradeOracle:
             self._violate(f"{key}: {op.writer} deleted an order that is {old.state}, or whose signal is not closed")
         self._gone.add(key.entity_id)
 
-    def _written(self, key: Key, order: Order, events: Iterable[Event], op: Op) -> None:
+    def _written(self, key: Key, order: Order, events: Iterable[Event], op: Op, sender: Sender) -> None:
         name, old = order.client_order_id, self.orders.get(order.client_order_id)
         if key != order_key(Context(*order.context), name):
             self._violate(f"{key}: it is the order {name} of {order.context}")
@@ -124,11 +122,18 @@ class TradeOracle:
         else:
             if order.filled_quantity < old.filled_quantity - _ROUNDING:
                 self._violate(f"{key}: {old.filled_quantity:g} was filled, and now {order.filled_quantity:g}")
+            if order.state == "expired" != old.state:
+                self._given_up(key, order, sender)
             if request_of(order) != request_of(old) and old.state != "intended":
                 self._violate(f"{key}: it was sent, and is another order now")
         self.orders[name] = order
-        if order.state in ENDS:
-            self._ended_seconds.setdefault(name, self._now())
+
+    def _given_up(self, key: Key, order: Order, sender: Sender) -> None:
+        """An order that may have been sent counts as never having come only when it can come no more."""
+        over_ms = order.expires_at_ms + round(1000 * (PARAMS.order_grace_seconds + self._plan.lease_seconds))
+        answered = order.client_order_id in self._venue.came_too_late
+        if order.client_order_id in self._sent and not answered and self._clocks_stand and sender.clock_ms() < over_ms:
+            self._violate(f"{key}: {sender.name} gave it up {over_ms - sender.clock_ms()} ms too early")
 
     def _intended(self, key: Key, order: Order, events: Iterable[Event], op: Op) -> None:
         if order.state != "intended":
@@ -194,6 +199,14 @@ class TradeOracle:
             self._violate(f"{sender.name} sent the entry {name}, whose validity is over")
         if row.expires_at_ms - row.intended_at_ms > 1000 * 600:
             self._violate(f"{sender.name} sent {name}, which is valid for too long")
+        if name in self._sent and self._venue.features.refuses_repeated_ids != "always":
+            self._violate(f"{sender.name} sent {name} again, where an id may repeat")
+        self._sent.add(name)
+
+    def unsent(self, request: OrderRequest) -> None:
+        """Take note that an order certainly did not leave: it was sent once at most before."""
+        if self._venue.features.refuses_repeated_ids != "always":
+            self._sent.discard(request.client_order_id)
 
     def cancelling(self, sender: Sender, symbol: str, client_order_id: str) -> None:
         """Judge a cancellation that a life is about to send."""

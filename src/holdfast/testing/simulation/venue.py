@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 from ...brokers.paper_book import PaperBook, cancelled, submitted
 from ...brokers.paper_wire import Fault as PaperFault
 from ...engine.broker import Features, OrderReport, OrderRequest, VenuePosition
+from ...errors import UnavailableError
 from .loop import Scheduler
 from .market import START_MS
 from .plan import VENUE, Fault, Plan
@@ -32,6 +33,10 @@ class Watcher(Protocol):
 
     def submitting(self, sender: Any, request: OrderRequest) -> None:
         """A life sends an order."""
+        ...
+
+    def unsent(self, request: OrderRequest) -> None:
+        """What was to be sent was not: that is certain."""
         ...
 
     def cancelling(self, sender: Any, symbol: str, client_order_id: str) -> None:
@@ -56,6 +61,8 @@ class SharedVenue:
             (one.call, int(one.at)): one for one in plan.faults if one.process == VENUE
         }
         self._arrived: Counter[str] = Counter()
+        self.came_too_late: set[str] = set()
+        """Orders that it refused because their time was over."""
 
     def _deed(self, call: str) -> Fault | None:
         self._arrived[call] += 1
@@ -67,6 +74,8 @@ class SharedVenue:
         kind = "" if deed is None else deed.kind
         report = submitted(self.book, request, _FAULTS.get(kind, ""), PART)
         self._note(f"venue: {kind or 'submit'} {_told(report)}")
+        if report.state == "expired":
+            self.came_too_late.add(request.client_order_id)
         if deed is not None and kind in ("resting", "partial"):
             self._later(deed.seconds, self._fill, request.client_order_id, True)
         elif deed is not None and kind == "twice":
@@ -119,7 +128,11 @@ class SimulatedBroker:
         """Send an order once; as :class:`~holdfast.engine.broker.Broker`."""
         self._watcher.submitting(self._sender, request)
         venue, told = self._venue, f"{request.side} {request.quantity:g} {request.client_order_id}"
-        report: OrderReport = await self._line.call("submit", lambda: venue.submit(request), told)
+        try:
+            report: OrderReport = await self._line.call("submit", lambda: venue.submit(request), told)
+        except UnavailableError:
+            self._watcher.unsent(request)
+            raise
         return report
 
     async def find(self, symbol: str, client_order_id: str) -> OrderReport | None:
