@@ -6,6 +6,7 @@ reduce-only orders to what is open, and can take a position away as a liquidatio
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from decimal import Decimal
@@ -42,6 +43,7 @@ class SwapVenue:
         self.client.fetch = self._fetch
         self.price, self.held = Decimal(price), Decimal(0)
         self.orders: list[dict[str, Any]] = []
+        self.traded = asyncio.Event()
         self.sent: list[dict[str, Any]] = []
         self.names_orders = True
         """Whether the client order id is repeated in answers but the first."""
@@ -97,6 +99,7 @@ class SwapVenue:
                 return {"sCode": "51023", "sMsg": told, "ordId": "", "clOrdId": given["clOrdId"]}
             size = min(size, reducible)
         self.held += sign * size
+        self.traded.set()
         now = str(int(time.time() * 1000))
         order = {
             "instId": given["instId"], "instType": "SWAP", "ordId": str(100 + len(self.orders)), "sz": str(size),

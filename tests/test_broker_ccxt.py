@@ -9,6 +9,7 @@ import traceback
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from rest_venue import KEY, SECRET
 from servers.process import free_port
@@ -94,6 +95,19 @@ async def test_an_exit_of_a_spot_account_sells_what_the_fee_has_left(broker: Ccx
     assert "holds" in rest.note
     assert len(venue.orders()) == 2
     assert not [sent for sent in venue.sent("POST order") if "reduceOnly" in sent], "the venue knows no such thing"
+
+
+async def test_so_it_does_at_a_venue_of_which_nothing_is_promised(venue: Remote) -> None:
+    broker = CcxtBroker(client_of(venue.port), symbols=["BTCUSDT"], features=UNKNOWN_VENUE.features)
+    try:
+        venue("charge", fee="0.001")
+        await broker.submit(request())
+        assert (await broker.submit(request(side="sell"))).state == "rejected", "it is no exit"
+        report = await broker.submit(request(side="sell", closes=True))
+        assert (report.state, report.filled_quantity) == ("filled", 0.4995)
+        assert await broker.positions() == []
+    finally:
+        await broker.close()
 
 
 async def test_a_spot_account_goes_not_short(broker: CcxtBroker, venue: Remote) -> None:
@@ -356,10 +370,11 @@ async def test_of_an_exchange_that_nobody_knows_nothing_is_assumed(venue: Remote
     client.id = "somebody"
     broker = CcxtBroker(client)
     try:
-        assert broker.features == UNKNOWN_VENUE.features == Features(
+        assert UNKNOWN_VENUE.features == Features(
             refuses_repeated_ids="never", refuses_expired=False, reduce_only=False
         )  # fmt: skip
-        rests, done = resting(reduce_only=True), request()
+        assert broker.features == msgspec.structs.replace(UNKNOWN_VENUE.features, reduce_only=True), "it has no shorts"
+        rests, done = resting(), request()
         assert (await broker.submit(rests)).state == "open"
         assert (await broker.submit(done)).state == "filled"
         assert all("recvWindow" not in sent or sent["recvWindow"] == "10000" for sent in venue.sent("POST order"))

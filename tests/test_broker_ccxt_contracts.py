@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
 import ccxt.async_support as ccxt
 import pytest
+from fakes import Bot, FakeMarket, candle, flat, memory_store, proposal
+from order_kit import orders_in
 from swap_venue import DOGE, SwapVenue, market
 from venue_kit import request
 
 from holdfast.brokers.ccxt import CcxtBroker
+from holdfast.engine.broker import Features
+from holdfast.engine.live import Live
 from holdfast.errors import InvalidInputError
 from holdfast.market.ccxt import CcxtExchange
+from holdfast.names import Context
+from holdfast.rules.params import reset_config, set_config
+
+STATED = Features(refuses_repeated_ids="never", refuses_expired=False, reduce_only=False)
+
+
+@pytest.fixture
+def brief() -> Iterator[None]:
+    """Orders are over soon."""
+    set_config(entry_validity_seconds=2, exit_validity_seconds=1, order_grace_seconds=0.2)
+    yield
+    reset_config()
 
 
 async def test_a_quantity_is_sent_as_so_many_contracts_and_told_as_a_quantity_again() -> None:
@@ -18,6 +39,7 @@ async def test_a_quantity_is_sent_as_so_many_contracts_and_told_as_a_quantity_ag
     asked = request(symbol=DOGE, quantity=2000.0)
     await broker.submit(asked)
     assert venue.sent[0]["sz"] == "2", "a contract is 1000"
+    assert venue.sent[0].keys() == {"instId", "side", "ordType", "sz", "tdMode", "clOrdId"}, "nothing of ccxt's own"
     found = await broker.find(DOGE, asked.client_order_id)
     assert found is not None
     assert (found.state, found.filled_quantity, found.quantity, found.average_price) == ("filled", 2000.0, 2000.0, 0.2)
@@ -77,3 +99,61 @@ async def test_the_exchange_writes_a_quantity_of_contracts_in_units_of_the_base_
     exchange = CcxtExchange(client)
     assert exchange.format_quantity(DOGE, quantity) == text
     await exchange.close()
+
+
+# ---------------------------------------------------------------------- what an exit may do
+
+
+@pytest.mark.parametrize("stated", [None, STATED])
+async def test_an_exit_of_contracts_is_reduce_only_and_an_entry_is_not(stated: Features | None) -> None:
+    venue = SwapVenue()
+    broker = venue.broker(features=stated)
+    assert broker.features.reduce_only
+    await broker.submit(request(symbol=DOGE, quantity=2000.0))
+    await broker.submit(request(symbol=DOGE, quantity=2000.0, side="sell", closes=True))
+    assert [one.get("reduceOnly") for one in venue.sent] == [None, True]
+    late = await broker.submit(request(symbol=DOGE, quantity=2000.0, side="sell", closes=True))
+    assert late.state == "rejected", "the venue's words, though ccxt has no class for them"
+    assert venue.held == 0
+    await broker.close()
+
+
+async def test_where_nobody_knows_of_reduce_only_contracts_are_traded_only_if_somebody_vouches_for_the_venue() -> None:
+    venue = SwapVenue()
+    venue.client.has["createReduceOnlyOrder"] = None
+    broker = venue.broker()
+    with pytest.raises(InvalidInputError, match="features="):
+        await broker.submit(request(symbol=DOGE, quantity=2000.0))
+    assert venue.sent == []
+    vouched = venue.broker(features=STATED)
+    assert (await vouched.submit(request(symbol=DOGE, quantity=2000.0))).state == "sent"
+    await vouched.close()
+
+
+@pytest.mark.usefixtures("brief")
+async def test_an_exit_of_a_position_that_the_venue_has_taken_away_opens_nothing() -> None:
+    venue = SwapVenue()
+    market = FakeMarket({DOGE: [*flat(43000, -10, 4), candle(5, 43000, low=41000), *flat(43000, 6, 9)]})
+    market.broker = venue.broker()  # type: ignore[attr-defined]
+    bot = Bot(market, {1: proposal(quantity=2000.0)})
+    store = await memory_store()
+    run: Any = Live.run(
+        DOGE, strategy_name=bot.strategy, exchange_name=bot.exchange, store=store, registry=bot.registry,
+        listeners=bot.listeners, sleep=lambda seconds: asyncio.sleep(min(seconds, 0.02)),
+        clock=lambda: int(time.time() * 1000),
+    )  # fmt: skip
+    events = []
+    async with asyncio.timeout(20):
+        async for event in run:
+            events.append((event.kind, event.reason))
+            if event.kind == "opened":
+                await venue.traded.wait()
+                venue.liquidate()
+    book = await orders_in(store, Context(bot.exchange, DOGE, bot.strategy))
+    assert events == [("opened", None), ("closed", "stop_loss")]
+    assert venue.held == 0
+    assert [one.get("reduceOnly") for one in venue.sent[:2]] == [None, True]
+    assert all(map(book.is_settled, book.signal_ids()))
+    assert [one.missing_quantity for one in book.orders.values() if one.missing_quantity] == [2000.0]
+    await store.close()
+    await market.broker.close()  # type: ignore[attr-defined]

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from decimal import Decimal
 from typing import Any
 
+import msgspec
+
 from ..cancellation import no_stray_cancellation
 from ..engine.broker import Features, OrderReport, OrderRequest, VenuePosition
 from ..errors import HoldfastError, InvalidInputError, UnavailableError
@@ -46,7 +48,7 @@ _LOOK_BACK_MS = 7 * 86_400_000
 class CcxtBroker:
     """Adapts an exchange object of ``ccxt.async_support``; see :class:`~holdfast.engine.broker.Broker`.
 
-    ccxt keeps the rate limits (``enableRateLimit``); its own repeats of failed requests are off for orders.
+    ccxt keeps the rate limits (``enableRateLimit``); its own repeats of failed requests are off.
 
     Args:
         client: The exchange with its ``apiKey`` and ``secret``; :meth:`close` closes it.
@@ -76,7 +78,12 @@ class CcxtBroker:
         self._account = hashlib.sha256(key.encode()).hexdigest()[:16]
         self._secrets = tuple(text for name in _SECRETS if (text := str(getattr(client, name, None) or "")))
         self._venue = _venue_of(client)
-        self._features = features or self._venue.features
+        promised = features or self._venue.features
+        self._reduces = promised.reduce_only or bool(client.has.get("createReduceOnlyOrder"))
+        """Whether an order of contracts can be told to close only."""
+        self._is_told = features is not None or self._venue is not UNKNOWN_VENUE
+        """Whether somebody has said what the venue promises."""
+        self._features = msgspec.structs.replace(promised, reduce_only=self._reduces or self._is_spot())
         self._quote = quote
         self._markets = Markets(client, symbols)
         self._now = now
@@ -84,6 +91,9 @@ class CcxtBroker:
         self._loaded = False
         self._clock_until_s = 0.0  # until when the difference of the clocks is taken to hold
         client.options["warnOnFetchOpenOrdersWithoutSymbol"] = False  # or to ask for all is an error
+        # ccxt would repeat a failed request by itself where the client is set so: what comes after a lost answer is
+        # not its to decide. As a parameter of each request it goes to some venues as one of the order's.
+        client.options["maxRetriesOnFailure"] = 0
         client.fetch = only_json(client.fetch)
         client.logger = _log  # ccxt's own tells the headers, where the key is, to whoever listens at DEBUG
 
@@ -131,6 +141,7 @@ class CcxtBroker:
         its longest window is shorter), however long ccxt's rate limit held it back.
         """
         market = await self._market(request.symbol)
+        self._require_reducible(market)
         unified, unit = str(market["symbol"]), unit_of(market)
         now_ms = int(self._now() * 1000)
         left_ms = request.expires_at_ms - now_ms
@@ -144,7 +155,7 @@ class CcxtBroker:
                 kind = "market" if request.price is None else "limit"
                 order = await self.client.create_order(
                     unified, kind, request.side, amount_of(quantity, unit), self._price(request),
-                    self._parameters(request, now_ms, left_ms, bool(market.get("spot"))),
+                    self._parameters(request, now_ms, left_ms, bool(market.get("contract"))),
                 )  # fmt: skip
             return report_on(order, request.symbol, request.client_order_id, unit)
         except Exception as error:
@@ -172,12 +183,12 @@ class CcxtBroker:
     async def cancel(self, symbol: str, client_order_id: str) -> OrderReport | None:
         """Ask to cancel an order; as :class:`~holdfast.engine.broker.Broker`."""
         market = await self._market(symbol)
-        venue_id, parameters = "", {"clientOrderId": client_order_id, "maxRetriesOnFailure": 0}
+        venue_id, parameters = "", {"clientOrderId": client_order_id}
         if not self._venue.by_client_id:
             found = await self.find(symbol, client_order_id)
             if found is None or found.state in _ENDED:
                 return found
-            venue_id, parameters = found.venue_id, {"maxRetriesOnFailure": 0}
+            venue_id, parameters = found.venue_id, {}
         try:
             with no_stray_cancellation:
                 order = await self.client.cancel_order(venue_id, market["symbol"], parameters)
@@ -235,27 +246,33 @@ class CcxtBroker:
         That is what reduce-only means there: the fee of the entry was taken out of what was bought. There are no
         shorts, so a sale that is no exit, and an exit that buys, are not sent at all.
         """
-        if not (self._features.reduce_only and market.get("spot")):
+        if market.get("contract"):
             return request.quantity
-        if request.reduce_only != (request.side == "sell"):
+        if closes(request) != (request.side == "sell"):
             return 0.0
         if request.side == "buy":
             return request.quantity
         free: Mapping[str, Any] = (await self._asked(self.client.fetch_balance)).get("free") or {}
         return min(request.quantity, float(free.get(market["base"]) or 0))
 
-    def _parameters(self, request: OrderRequest, now_ms: int, left_ms: int, is_spot: bool) -> dict[str, Any]:
+    def _parameters(self, request: OrderRequest, now_ms: int, left_ms: int, is_contract: bool) -> dict[str, Any]:
         """Return ccxt's extra parameters of an order."""
-        # ccxt would repeat a failed request by itself where the client is set so: what comes after a lost answer is
-        # not its to decide.
-        more: dict[str, Any] = {"clientOrderId": request.client_order_id, "maxRetriesOnFailure": 0}
+        more: dict[str, Any] = {"clientOrderId": request.client_order_id}
         if self._venue.window_ms is not None:
             # Both are fixed here, before the rate limit makes the request wait: ccxt stamps what it sends only then.
             more["timestamp"] = now_ms - int(self.client.options.get("timeDifference") or 0)
             more["recvWindow"] = min(left_ms, self._venue.window_ms)
-        if request.reduce_only and self._features.reduce_only and not is_spot:
+        if closes(request) and self._reduces and is_contract:
             more["reduceOnly"] = True
         return more
+
+    def _require_reducible(self, market: Mapping[str, Any]) -> None:
+        if market.get("contract") and not (self._reduces or self._is_told):
+            raise InvalidInputError(
+                f"ccxt does not know of reduce-only orders at {self.client.id!r}: an exit of {market['symbol']} that "
+                "finds the position closed would open the reverse; trade its spot markets, or say what it promises "
+                "with features="
+            )
 
     def _price(self, request: OrderRequest) -> float | None:
         if request.price is not None or not self.client.options.get("createMarketBuyOrderRequiresPrice"):
@@ -363,6 +380,11 @@ class CcxtBroker:
 
     def _is_spot(self) -> bool:
         return self.client.options.get("defaultType", "spot") in ("spot", "margin")
+
+
+def closes(request: OrderRequest) -> bool:
+    """Whether an order may only close what is open."""
+    return request.closes or request.reduce_only
 
 
 _SECRETS = ("apiKey", "secret", "password", "token", "privateKey")

@@ -74,6 +74,7 @@ _MEANINGS: tuple[tuple[str, Meaning], ...] = (
 )
 _NEVER_CONNECTED = frozenset(("ClientConnectorError", "gaierror"))
 _REPEATED = re.compile(r"duplicat|-4116\b", re.IGNORECASE)
+_NOTHING_TO_CLOSE = re.compile(r"\b51023\b|reduce.?only|position (does not|doesn't|is not) exist", re.IGNORECASE)
 _QUERY = re.compile(r"\?\S*")
 
 
@@ -85,6 +86,8 @@ def meaning_of(error: BaseException) -> Meaning:
     found: Meaning = next((meaning for name, meaning in _MEANINGS if name in names), "unknown")
     if (found == "rejected" or "ExchangeError" in names) and found != "missing" and _REPEATED.search(str(error)):
         return "repeated"
+    if found == "unknown" and "ExchangeError" in names and _NOTHING_TO_CLOSE.search(str(error)):
+        return "rejected"  # a refusal in so many words, of which ccxt has no class
     if found == "late" and "ahead" in str(error):
         return "unsent"  # our clock is fast: nothing came too late
     return found

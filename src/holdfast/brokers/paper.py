@@ -14,6 +14,7 @@ from ..engine.broker import Features, OrderReport, OrderRequest, VenuePosition
 from ..errors import HoldfastError, InvalidInputError, UnavailableError, UnknownOutcomeError
 from .paper_wire import LONGEST_LINE_BYTES, Ask, Tell
 
+LONGEST_TIMEOUT_SECONDS = 3600.0
 ALL = Features(refuses_repeated_ids="always", refuses_expired=True, reduce_only=True)
 
 
@@ -30,10 +31,13 @@ class PaperBroker:
     def __init__(
         self, address: str, *, key: str = "paper", features: Features = ALL, timeout_seconds: float = 5.0
     ) -> None:
-        host, colon, port = address.removeprefix("tcp://").rpartition(":")
-        if not (colon and host and port.isdigit()):
-            raise InvalidInputError(f"{address!r:.120} is no address of a paper venue: use tcp://host:port")
-        self._where = (host.strip("[]"), int(port))
+        self._where = host_and_port(address)
+        if type(key) is not str or not key:
+            raise InvalidInputError(f"key is {key!r:.40}: use a text of at least one character")
+        if not isinstance(features, Features):
+            raise InvalidInputError(f"features are {features!r:.80}: use holdfast.Features(...), or leave them out")
+        if type(timeout_seconds) not in (int, float) or not 0 < timeout_seconds <= LONGEST_TIMEOUT_SECONDS:
+            raise InvalidInputError(f"timeout_seconds is {timeout_seconds!r:.40}: use more than 0, up to 3600")
         self._account = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
         self._features, self._timeout_seconds = features, timeout_seconds
 
@@ -99,7 +103,22 @@ class PaperBroker:
                 await writer.wait_closed()
         if not line.endswith(b"\n"):
             raise lost("the paper venue gave no answer: the connection was lost")
-        told = msgspec.json.decode(line, type=Tell)
+        try:
+            told = msgspec.json.decode(line, type=Tell)
+        except msgspec.MsgspecError as error:
+            raise InvalidInputError(f"at {self._where} is no paper venue: it answered {line[:60]!r}") from error
         if told.error:
             raise InvalidInputError(told.error)
         return told
+
+
+def host_and_port(address: object) -> tuple[str, int]:
+    """Return where ``tcp://host:port`` is; port 0 lets the system choose one.
+
+    Raises:
+        InvalidInputError: It is no such address.
+    """
+    host, colon, port = str(address).removeprefix("tcp://").rpartition(":")
+    if type(address) is not str or not (colon and host and port.isascii() and port.isdigit() and int(port) < 2**16):
+        raise InvalidInputError(f"{address!r:.120} is no address of a paper venue: use tcp://host:port")
+    return host.strip("[]"), int(port)

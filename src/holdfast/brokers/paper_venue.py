@@ -23,10 +23,11 @@ from typing import cast
 import msgspec
 
 from ..engine.broker import Features
-from ..errors import InvalidInputError, UnavailableError
-from .paper import PaperBroker
+from ..errors import HoldfastError, InvalidInputError, UnavailableError
+from ..stdin import until_stdin_closes
+from .paper import ALL, PaperBroker, host_and_port
 from .paper_book import PaperBook, cancelled, submitted
-from .paper_wire import ON_CANCEL, Ask, Books, Fault, Faults, Heard, Tell
+from .paper_wire import ON_CANCEL, Ask, Books, Fault, Faults, Heard, Tell, check_faults
 
 _MOST_HEARD = 20_000
 """So many submissions are remembered, the newest."""
@@ -167,7 +168,7 @@ class VenueProcess:
     """
 
     def __init__(self, features: Features | None = None) -> None:
-        self.features = features or Features(refuses_repeated_ids="always", refuses_expired=True, reduce_only=True)
+        self.features = features or ALL
         command = [sys.executable, "-m", "holdfast.brokers.paper_venue"]
         command += ["--features", msgspec.json.encode(self.features).decode()]
         # A session of its own: Ctrl-C in the terminal is for the bot, whose venue must be there when it ends.
@@ -190,14 +191,18 @@ class VenueProcess:
 
     def ask(self, ask: Ask) -> Tell:
         """Ask it something, without an event loop: to set faults and prices, or to hear the witness."""
-        host, _, port = self.address.removeprefix("tcp://").rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=30) as connection, connection.makefile("rwb") as file:
+        with socket.create_connection(host_and_port(self.address), timeout=30) as connection, connection.makefile("rwb") as file:
             file.write(msgspec.json.encode(ask) + b"\n")
             file.flush()
             return msgspec.json.decode(file.readline(), type=Tell)
 
     def set_faults(self, faults: Faults) -> None:
-        """Replace the faults."""
+        """Replace the faults.
+
+        Raises:
+            InvalidInputError: One of them is not known; nothing was changed.
+        """
+        check_faults(faults)
         self.ask(Ask(op="faults", faults=faults))
 
     def witness(self, key: str = "paper") -> Books:
@@ -229,39 +234,46 @@ class VenueProcess:
         self.close()
 
 
-async def _serve(venue: PaperVenue, host: str, port: int) -> None:
+async def _serve(venue: PaperVenue, host: str, port: int, linger: bool) -> None:
     server = await asyncio.start_server(venue.greet, host, port)
-    found = server.sockets[0].getsockname()
-    sys.stdout.write(json.dumps({"address": f"tcp://{found[0]}:{found[1]}"}) + "\n")
-    sys.stdout.flush()
-    ended, loop = asyncio.Event(), asyncio.get_running_loop()
-    reader = asyncio.StreamReader()
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     try:
-        while await reader.read(4096):
-            pass
-        ended.set()
+        found = server.sockets[0].getsockname()
+        sys.stdout.write(json.dumps({"address": f"tcp://{found[0]}:{found[1]}"}) + "\n")
+        sys.stdout.flush()
+        if linger:
+            await asyncio.Event().wait()
+        await until_stdin_closes()
     finally:
-        transport.close()
         server.close()
         await venue.close()
 
 
+def _features(text: str) -> Features:
+    try:
+        return msgspec.json.decode(text, type=Features)
+    except msgspec.MsgspecError as error:
+        raise InvalidInputError(f"--features {text!r:.200}: {error}") from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until standard input closes."""
+    """Serve until standard input closes, or it is interrupted; 2 for a mistake in the arguments."""
     parser = argparse.ArgumentParser(prog="python -m holdfast.brokers.paper_venue", description=__doc__)
-    parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT")
-    parser.add_argument("--features", default="", metavar="JSON", help="what it promises; see holdfast.engine.broker")
+    parser.add_argument("--listen", default="tcp://127.0.0.1:0", metavar="HOST:PORT")
+    parser.add_argument("--features", default="", metavar="JSON", help="what it promises; see holdfast.Features")
+    parser.add_argument("--linger", action="store_true", help="go on after standard input is closed")
     options = parser.parse_args(argv)
-    features = Features(refuses_repeated_ids="always", refuses_expired=True, reduce_only=True)
-    if options.features:
-        try:
-            features = msgspec.json.decode(options.features, type=Features)
-        except msgspec.MsgspecError as error:
-            raise InvalidInputError(f"--features {options.features!r:.200}: {error}") from error
-    host, _, port = options.listen.rpartition(":")
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(PaperVenue(features), host, int(port)))
+    try:
+        features = _features(options.features) if options.features else ALL
+        host, port = host_and_port(options.listen)
+        asyncio.run(_serve(PaperVenue(features), host, port, options.linger))
+    except HoldfastError as error:
+        print(f"holdfast paper venue: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"holdfast paper venue: cannot listen at {options.listen}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
     return 0
 
 

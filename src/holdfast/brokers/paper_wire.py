@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
 from ..engine.broker import Features, OrderReport, OrderRequest, VenuePosition
+from ..errors import InvalidInputError
 
 LONGEST_LINE_BYTES = 16 * 1024 * 1024
 
@@ -49,6 +50,20 @@ class Faults(msgspec.Struct, kw_only=True):
     """How much fills of what fills in part."""
     down_seconds: float = 0.0
     """For so long from now on every connection is dropped."""
+
+
+def check_faults(faults: Faults) -> None:
+    """Refuse faults that no venue has.
+
+    Raises:
+        InvalidInputError: The message names the first of them.
+    """
+    known = get_args(Fault)
+    for one in (*faults.next, *faults.next_cancel, *faults.chances):
+        if one not in known:
+            raise InvalidInputError(f"there is no fault {one!r:.40}: use one of {', '.join(filter(None, known))}")
+    if not (all(chance >= 0 for chance in faults.chances.values()) and sum(faults.chances.values()) <= 1):
+        raise InvalidInputError(f"the chances are {faults.chances}: use 0 or more, together at most 1")
 
 
 class Ask(msgspec.Struct, kw_only=True, omit_defaults=True):

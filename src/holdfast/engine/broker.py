@@ -50,6 +50,8 @@ class OrderRequest(msgspec.Struct, frozen=True, kw_only=True):
     price: float | None = None
     """Limit; None takes the market's."""
     reduce_only: bool = False
+    closes: bool = False
+    """It is an exit: it may only close what is open, however the venue is told so."""
     expires_at_ms: int
     """Epoch milliseconds from which the venue should refuse it, where it can; how long it rests is not meant."""
     reference_price: float | None = None

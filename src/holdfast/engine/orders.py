@@ -69,8 +69,8 @@ def request_of(order: Order) -> OrderRequest:
     """Return what is sent for an order: the same for the same row."""
     return OrderRequest(
         symbol=order.context[1], client_order_id=order.client_order_id, side=order.side, quantity=order.quantity,
-        price=order.price, reduce_only=order.reduce_only, expires_at_ms=order.expires_at_ms,
-        reference_price=order.reference_price,
+        price=order.price, reduce_only=order.reduce_only, closes=order.action in EXITS,
+        expires_at_ms=order.expires_at_ms, reference_price=order.reference_price,
     )  # fmt: skip
 
 
