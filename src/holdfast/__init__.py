@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .contract import Key as Key
     from .contract import KeyPrefix as KeyPrefix
     from .contract import Survives as Survives
+    from .brokers.ccxt import CcxtBroker as CcxtBroker
+    from .brokers.paper import PaperBroker as PaperBroker
     from .documents.adapters import PersistBase as PersistBase
     from .documents.adapters import PersistPartialAdapter as PersistPartialAdapter
     from .documents.adapters import PersistRiskAdapter as PersistRiskAdapter
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from .documents.adapters import use_store as use_store
     from .engine.backtest import Backtest as Backtest
     from .engine.broker import Broker as Broker
+    from .engine.broker import Features as Features
+    from .engine.broker import OrderReport as OrderReport
+    from .engine.broker import OrderRequest as OrderRequest
+    from .engine.broker import VenuePosition as VenuePosition
     from .engine.context import get_average_price as get_average_price
     from .engine.context import get_candles as get_candles
     from .engine.context import get_date as get_date
@@ -129,11 +135,17 @@ _HOME = {
     "backends.memory": """
         MemoryBackend
     """,
+    "brokers.ccxt": """
+        CcxtBroker
+    """,
+    "brokers.paper": """
+        PaperBroker
+    """,
     "engine.backtest": """
         Backtest
     """,
     "engine.broker": """
-        Broker
+        Broker Features OrderReport OrderRequest VenuePosition
     """,
     "rules.candles": """
         Candle

@@ -191,7 +191,8 @@ class VenueProcess:
 
     def ask(self, ask: Ask) -> Tell:
         """Ask it something, without an event loop: to set faults and prices, or to hear the witness."""
-        with socket.create_connection(host_and_port(self.address), timeout=30) as connection, connection.makefile("rwb") as file:
+        where = host_and_port(self.address)
+        with socket.create_connection(where, timeout=30) as connection, connection.makefile("rwb") as file:
             file.write(msgspec.json.encode(ask) + b"\n")
             file.flush()
             return msgspec.json.decode(file.readline(), type=Tell)

@@ -343,6 +343,10 @@ class Live:
             raise InvalidInputError(f"symbol is {symbol!r:.80}: must be text of at least one character")
         if on_conflict not in ON_CONFLICT:
             raise InvalidInputError(f"on_conflict is {on_conflict!r:.80}: use {', '.join(ON_CONFLICT)}")
+        if store is not None and not isinstance(store, Store):
+            raise InvalidInputError(f"store is {store!r:.80}: open one, Store(open_backend(URL)), or leave it out")
+        if not isinstance(on_trouble, TroublePolicy):
+            raise InvalidInputError(f"on_trouble is {on_trouble!r:.80}: use holdfast.TroublePolicy(...)")
         params = get_config()
         strategy = registry.check_start(strategy_name, params)
         exchange = registry.exchange(exchange_name)

@@ -71,6 +71,8 @@ class TroublePolicy(msgspec.Struct, frozen=True, kw_only=True):
                 f"the store would be lost ({self.lost_seconds} s, {self.lost_refusals} refusals) before it is slow "
                 f"({self.slow_seconds} s, {self.refusals}): make the first the larger ones"
             )
+        if type(self.exit_without_lease) is not bool:
+            raise InvalidInputError(f"exit_without_lease is {self.exit_without_lease!r:.40}: use True or False")
         if self.emergency is not None and (type(self.emergency) is not str or not self.emergency):
             raise InvalidInputError(f"emergency is {self.emergency!r:.80}: name a file, or leave it out")
         if type(self.emergency_bytes) is not int or not 64 * 1024 <= self.emergency_bytes <= 1 << 30:

@@ -29,6 +29,7 @@ from .specs import (
     as_instance,
     as_moment_ms,
     as_validation,
+    check_broker,
     checked_name,
     checked_names,
     plain_number,
@@ -132,8 +133,8 @@ class Registry(Sizings):
             if value is not None and not callable(value):
                 raise InvalidInputError(f"exchange {name!r}: {member} must be callable, not {value!r:.80}")
         broker = broker if broker is not None else getattr(made, "broker", None)
-        if broker is not None and not isinstance(broker, Broker):
-            raise InvalidInputError(f"exchange {name!r}: its broker {broker!r:.80} has not the methods of a Broker")
+        if broker is not None:
+            check_broker(str(name), broker)
         candles = found["get_candles"]
         if candles is None:
             raise InvalidInputError(f"exchange {name!r} has no get_candles(symbol, interval, since_ms, limit): add one")

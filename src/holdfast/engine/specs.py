@@ -12,7 +12,7 @@ import msgspec
 from ..errors import InvalidInputError
 from ..rules.candles import INTERVALS_MS, Candle
 from ..rules.risk import Validation
-from .broker import Broker
+from .broker import Broker, Features
 from .plan import RecoveryPolicy
 
 
@@ -153,6 +153,31 @@ def as_moment_ms(what: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InvalidInputError(f"{what} is {value!r:.40}: use epoch milliseconds or ISO text")
     return value
+
+
+_BROKER_CALLS = ("submit", "find", "cancel", "open_orders", "history", "positions", "close")
+
+
+def check_broker(exchange_name: str, broker: object) -> None:
+    """Refuse what cannot be a broker before anything is open: a fault that shows at the first order comes too late.
+
+    Raises:
+        InvalidInputError: The message names what it lacks, or what of it is something else.
+    """
+    who = f"exchange {exchange_name!r}: its broker {type(broker).__name__}"
+    if inspect.isclass(broker):
+        raise InvalidInputError(f"exchange {exchange_name!r}: its broker is the class {broker.__name__}: make one")
+    missing = [name for name in (*_BROKER_CALLS, "account", "features") if not hasattr(broker, name)]
+    if missing:
+        raise InvalidInputError(f"{who} lacks {', '.join(missing)}: see holdfast.Broker")
+    plain = [name for name in _BROKER_CALLS if not inspect.iscoroutinefunction(getattr(broker, name))]
+    if plain:
+        raise InvalidInputError(f"{who}: {', '.join(plain)} must be `async def`")
+    account, features = getattr(broker, "account"), getattr(broker, "features")  # noqa: B009 -- of any object
+    if not isinstance(account, str) or not account:
+        raise InvalidInputError(f"{who}: its account is {account!r:.40}: use a text, the same for the same account")
+    if not isinstance(features, Features):
+        raise InvalidInputError(f"{who}: its features are {features!r:.80}: use holdfast.Features(...)")
 
 
 def as_instance(cls: type) -> object:

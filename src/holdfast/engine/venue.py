@@ -58,29 +58,44 @@ class Venue:
 
     async def submit(self, order: Order) -> OrderReport:
         """Send an order once."""
-        return await bounded(self._broker.submit(request_of(order)))
+        return _report("submit", await bounded(self._broker.submit(request_of(order))))
 
     async def cancel(self, order: Order) -> OrderReport | None:
         """Ask to cancel an order."""
-        return await bounded(self._broker.cancel(order.context[1], order.client_order_id))
+        given = await bounded(self._broker.cancel(order.context[1], order.client_order_id))
+        return None if given is None else _report("cancel", given)
 
     async def resting(self, symbol: str) -> Sequence[OrderReport]:
         """Return the orders of a symbol that rest at the venue, also those of others."""
-        return await bounded(self._broker.open_orders(symbol))
+        return _each("open_orders", await bounded(self._broker.open_orders(symbol)), OrderReport)
 
     async def positions(self) -> Sequence[VenuePosition]:
         """Return what the account holds."""
-        return await bounded(self._broker.positions())
+        return _each("positions", await bounded(self._broker.positions()), VenuePosition)
 
     async def known(self, order: Order) -> tuple[OrderReport | None, int]:
         """Return what the venue knows of an order, by every way there is, and how many times it has it."""
         symbol, name = order.context[1], order.client_order_id
         found = await bounded(self._broker.find(symbol, name))
-        reports = [] if found is None else [found]
+        reports = [] if found is None else [_report("find", found)]
         if found is None or self._terms.features.refuses_repeated_ids != "always":
-            reports += await bounded(self._broker.open_orders(symbol))
-            reports += await bounded(self._broker.history(symbol, order.intended_at_ms - _HISTORY_MARGIN_MS))
+            reports += await self.resting(symbol)
+            since_ms = order.intended_at_ms - _HISTORY_MARGIN_MS
+            reports += _each("history", await bounded(self._broker.history(symbol, since_ms)), OrderReport)
         return together([one for one in reports if one.client_order_id == name])
+
+
+def _report(call: str, given: object) -> OrderReport:
+    """Return an answer of a user's broker if it is one; what else it is says nothing of what was done."""
+    if isinstance(given, OrderReport):
+        return given
+    raise UnknownOutcomeError(f"the broker's {call} returned {given!r:.80}: it must return an OrderReport")
+
+
+def _each(call: str, given: object, kind: type[T]) -> list[T]:
+    if isinstance(given, Sequence) and all(isinstance(one, kind) for one in given):
+        return list(given)
+    raise UnknownOutcomeError(f"the broker's {call} returned {given!r:.80}: it must return a list of {kind.__name__}")
 
 
 async def bounded(asked: Awaitable[T]) -> T:

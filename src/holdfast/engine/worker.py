@@ -284,7 +284,7 @@ def sign_of_life(
     Raises:
         InvalidInputError: The lease is too short, or differs from that of runs under way on the same store.
     """
-    if not SHORTEST_LEASE_SECONDS <= lease_seconds <= 3600:
+    if type(lease_seconds) not in (int, float) or not SHORTEST_LEASE_SECONDS <= lease_seconds <= 3600:
         raise InvalidInputError(f"lease_seconds is {lease_seconds!r}: use {SHORTEST_LEASE_SECONDS} to 3600")
     if not store.guarantees.shared:
         return None

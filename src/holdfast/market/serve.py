@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import stat
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -18,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from ..errors import HoldfastError, InvalidInputError
+from ..stdin import until_stdin_closes
 from .candles_file import read_history
 from .history import History
 from .pace import Pace, RunningPace, WaitingPace
@@ -240,29 +239,6 @@ def build_market(
     return LocalMarket(history, pace), info
 
 
-async def _until_stdin_closes() -> None:
-    """Return when standard input is closed; what comes in is thrown away."""
-    mode = os.fstat(0).st_mode
-    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or sys.stdin.isatty()):
-        return  # a file or /dev/null is at its end already
-    closed = asyncio.get_running_loop().create_future()
-
-    def readable() -> None:
-        try:
-            gone = not os.read(0, 4096)
-        except OSError:
-            gone = True
-        if gone and not closed.done():
-            closed.set_result(None)
-
-    loop = asyncio.get_running_loop()
-    loop.add_reader(0, readable)
-    try:
-        await closed
-    finally:
-        loop.remove_reader(0)
-
-
 async def _serve(server: MarketServer, listen: str, linger: bool) -> None:
     address = await server.start(listen)
     try:
@@ -270,7 +246,7 @@ async def _serve(server: MarketServer, listen: str, linger: bool) -> None:
         sys.stdout.flush()
         if linger:
             await asyncio.Event().wait()
-        await _until_stdin_closes()
+        await until_stdin_closes()
     finally:
         await server.close()
 
