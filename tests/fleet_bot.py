@@ -28,6 +28,7 @@ from holdfast.brokers.paper import PaperBroker
 from holdfast.contract import Guarantees, Key
 from holdfast.engine import tenure, worker
 from holdfast.engine.broker import OrderReport, OrderRequest
+from holdfast.engine.executor import Executor
 from holdfast.engine.listeners import default_listeners
 from holdfast.engine.session import wall_clock_ms
 from holdfast.errors import ConflictError
@@ -152,7 +153,7 @@ class Record:
 
     def stop_here(self, place: str) -> None:
         """Stop this process if it was told to do so at this place."""
-        if self._stop.exists() and self._stop.read_text() == place:
+        if self._stop.exists() and self._stop.read_text() == place and not (IS_CALM and UNDER_WAY):
             self._stop.unlink()
             os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -189,13 +190,42 @@ def watch_refusals(record: Record) -> None:
     tenure.__dict__["commit_surely"] = watched
 
 
+def watch_leases() -> None:
+    """Know when each context's executor saw last that the lease was held."""
+    seen: Any = vars(Executor)["_has_lease"]
+
+    def watched(executor: Executor) -> bool:
+        at = time.monotonic()
+        held: bool = seen.fget(executor)
+        if held and executor._session is not None:
+            HELD_AT[executor._session.context.symbol] = at
+        return held
+
+    Executor._has_lease = property(watched)  # type: ignore[method-assign, assignment]
+
+
+def watch_writers() -> None:
+    """Know how many commits are under way."""
+    really = Writer.commit
+
+    async def counted(writer: Writer, *arguments: Any, **more: Any) -> int:
+        UNDER_WAY.append(writer.name)
+        try:
+            return await really(writer, *arguments, **more)
+        finally:
+            UNDER_WAY.remove(writer.name)
+
+    Writer.commit = counted  # type: ignore[method-assign, assignment]
+
+
 class WatchedBroker(PaperBroker):
     """A broker that puts on record what it is about to send."""
 
     async def submit(self, request: OrderRequest) -> OrderReport:
         """Send an order once."""
         if RECORD is not None:
-            RECORD.line("sending", symbol=request.symbol, order=request.client_order_id)
+            held_at = HELD_AT.pop(request.symbol, None)
+            RECORD.line("sending", symbol=request.symbol, order=request.client_order_id, held_at=held_at)
             RECORD.stop_here("sending")
         return await super().submit(request)
 
@@ -220,10 +250,17 @@ def set_up() -> Record | None:
         record = Record(directory)
         watch_stores(record)
         watch_refusals(record)
+        watch_leases()
+        watch_writers()
         default_listeners.listen("signal_live", record.told)
         return record
     return None
 
 
 TRADES = False
+HELD_AT: dict[str, float] = {}
+"""Of each symbol: when its executor saw last that the lease is held, while nothing was sent on that."""
+UNDER_WAY: list[str] = []
+IS_CALM = bool(os.environ.get("HOLDFAST_TEST_CALM"))
+"""Stop only while no commit is under way: on SQLite it may hold a lock that keeps everybody else out."""
 RECORD = set_up()

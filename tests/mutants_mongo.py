@@ -203,6 +203,13 @@ MONGO: list[tuple[str, str, str, str, str]] = [
         f"{_SETTINGS} lost_commits",
     ),
     (
+        "mongo: what others commit while a commit looks counts as lost",
+        "backends/mongo/lane.py",
+        "        if known.number < floor:\n",
+        "        if known.number < self._floor:\n",
+        "tests/test_mongo.py -k looks_is_no_alarm",
+    ),
+    (
         "mongo: a server that lost commits is read from",
         "backends/mongo/backend.py",
         "        if number < floor:\n",

@@ -46,10 +46,10 @@ class Witness:
             if one.after_refusal
         ]
         found += [
-            f"{name}: process {one.pid} sent order {one.order} of epoch {one.epoch} in the time of a later owner"
+            f"{name}: process {one.pid} decided on order {one.order} of epoch {one.epoch} in the time of a later owner"
             for name, those in self._records.sendings.items()
             for one in those
-            if self._replaced(name, one.epoch, before=one.at)
+            if self._replaced(name, one.epoch, before=one.held_at)
         ]
         for one in self._heard:
             found += self._late(one)

@@ -44,6 +44,8 @@ class Sending(NamedTuple):
     epoch: int
     """Under which the process owned the context then."""
     order: str
+    held_at: float
+    """When it saw last, before that, that its lease was held; a process may be stopped, or wait, in between."""
     after_refusal: bool
     """It had been told before that it no longer owns the context."""
 
@@ -110,7 +112,14 @@ class Records:
                 case "sending":
                     name = entity_of(f"{fleet_bot.EXCHANGE}/{line['symbol']}/{fleet_bot.STRATEGY}")
                     self.sendings[name].append(
-                        Sending(line["t"], pid, epochs.get(name, 0), line["order"], name in refused)
+                        Sending(
+                            line["t"],
+                            pid,
+                            epochs.get(name, 0),
+                            line["order"],
+                            line["held_at"] or line["t"],
+                            name in refused,
+                        )
                     )
                 case "refused":
                     name = entity_of(line["context"])

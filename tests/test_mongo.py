@@ -283,6 +283,25 @@ async def test_a_commit_that_overtakes_a_listing_of_scopes_is_no_alarm(
 # -- the document's size -----------------------------------------------------------------------------------------------
 
 
+async def test_what_others_commit_while_a_commit_looks_is_no_alarm(
+    store: MongoBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read on another connection tells of their commit before the look's answer, which is older, comes."""
+    number = await store.commit("main", {KEY: b"1"}, {KEY: 0}, op=Op("w", 1))
+    lane = store._lanes["main"]
+    find = lane._link.find
+
+    async def overtaken(*arguments: Any) -> Any:
+        found = await find(*arguments)
+        store._floors["main"] = number + 1
+        monkeypatch.setattr(lane._link, "find", find)
+        return found
+
+    lane._known = None
+    monkeypatch.setattr(lane._link, "find", overtaken)
+    assert await store.commit("main", {KEY: b"2"}, {KEY: number}, op=Op("w", 2)) == number + 1
+
+
 async def test_a_document_that_would_be_too_large_is_refused_before_anything_changes(store: MongoBackend) -> None:
     half = b'"' + b"x" * (MAX_PAYLOAD_BYTES - 2) + b'"'
     version = await store.commit("main", {KEY: half}, {KEY: 0}, op=Op("w", 1))

@@ -133,8 +133,8 @@ def test_an_event_that_the_old_owner_tells_though_the_new_one_wrote_it_is_found(
 # ---------------------------------------------------------------------- the witness
 
 
-def sending(order: str) -> dict[str, Any]:
-    return {"kind": "sending", "symbol": "A", "order": order}
+def sending(order: str, *, held_at: float | None = None) -> dict[str, Any]:
+    return {"kind": "sending", "symbol": "A", "order": order, "held_at": held_at}
 
 
 IDLE = {"kind": "idle"}
@@ -172,8 +172,17 @@ def test_an_order_that_is_sent_after_a_refused_commit_is_found(tmp_path: Path) -
 def test_an_order_that_is_sent_in_the_time_of_a_later_owner_is_found(tmp_path: Path) -> None:
     found = records(tmp_path, p1=[commit(1, epoch=1), commit(2), sending("one")], p2=[IDLE, commit(4, epoch=2)])
     assert contradictions(found, heard(2.5, 1, "one", "expired")) == [
-        "A_swift_shared: process 1 sent order one of epoch 1 in the time of a later owner"
+        "A_swift_shared: process 1 decided on order one of epoch 1 in the time of a later owner"
     ]
+
+
+def test_an_order_on_which_was_decided_under_the_lease_is_on_its_way_however_long_its_process_is_held_up(
+    tmp_path: Path,
+) -> None:
+    found = records(
+        tmp_path, p1=[commit(1, epoch=1), commit(2), sending("one", held_at=0.5)], p2=[IDLE, commit(4, epoch=2)]
+    )
+    assert contradictions(found, heard(2.5, 1, "one", "expired")) == []
 
 
 def test_an_order_that_was_on_its_way_is_refused_or_comes_before_those_of_the_later_owner(tmp_path: Path) -> None:

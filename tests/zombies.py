@@ -128,6 +128,7 @@ class Zombies:
             **os.environ,
             "HOLDFAST_TEST_MARKET": msgspec.json.encode(market).decode(),
             "HOLDFAST_TEST_RECORD": str(self.records.directory),
+            **({"HOLDFAST_TEST_CALM": "1"} if self.url.startswith("sqlite:") else {}),
         }
         command = [sys.executable, str(Path(__file__).with_name("owner_process.py")), self.url, str(self.lease_seconds)]
         processes: dict[int, subprocess.Popen[bytes]] = {}

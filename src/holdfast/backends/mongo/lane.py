@@ -189,16 +189,22 @@ class Lane:
         asked = rows_asked(keys, ".version", ".bytes")
         # Level "local": whatever is decided on it counts only if the update then matches this very state; a refusal
         # tells the caller to read again, and that reads what is durable.
+        floor = self._floor
         found = await self._link.find(self._scope, {**parts, **asked}, deadline)
-        return self._remember(known_of(found, keys, self._scope, self._shown))
+        return self._remember(known_of(found, keys, self._scope, self._shown), floor)
 
     async def _look_at_all(self, deadline: float) -> Known:
         """Read the versions of all rows, without the rows; remember them."""
+        floor = self._floor
         found = await self._link.aggregate(all_versions(self._scope), deadline, level="local")
-        return self._remember(all_known_of(found[0] if found else None, self._scope, self._shown))
+        return self._remember(all_known_of(found[0] if found else None, self._scope, self._shown), floor)
 
-    def _remember(self, known: Known) -> Known:
-        floor = self._floors.get(self._scope, 0)
+    @property
+    def _floor(self) -> int:
+        """Ask for it before the question: what is read meanwhile of others' commits may raise it."""
+        return self._floors.get(self._scope, 0)
+
+    def _remember(self, known: Known, floor: int) -> Known:
         if known.number < floor:
             raise taken_back(self._shown, self._scope, known.number, floor)
         self._known = known
