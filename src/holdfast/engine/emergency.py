@@ -28,7 +28,7 @@ from ..contract import Key
 from ..domains import context_key, decode, encode
 from ..errors import HoldfastError
 from ..names import Context
-from ..rows import Order, Row, SessionRow
+from ..rows import Decision, GapPlan, Order, Row, SessionRow
 from ..store import Store
 from .blocks import Blocks, FileSpace, Space
 from .modes import TroublePolicy
@@ -96,10 +96,12 @@ def overtaken_orders(changes: Mapping[Key, Row | None], stored: Mapping[Key, Row
 
 
 def may_be_kept(rows: Mapping[Key, Row | None]) -> bool:
-    """Whether rows that belong to no transition are about an exposure that exists: exits, and answers of the venue."""
+    """Whether rows that belong to no transition are about an exposure that exists: exits, answers, recovery plans."""
     orders = [row for row in rows.values() if row is not None]
     return bool(orders) and all(
-        isinstance(row, Order) and (row.action in EXITS or row.state != "intended") for row in orders
+        isinstance(row, GapPlan | Decision)
+        or (isinstance(row, Order) and (row.action in EXITS or row.state != "intended"))
+        for row in orders
     )
 
 
@@ -172,13 +174,13 @@ class Emergency:
         """Return what is kept of a context and not merged yet, oldest first."""
         return self._kept.get(context, [])
 
-    async def keep(
-        self, context: Context, base: SessionRow | None, changes: Mapping[Key, Row | None], *, epoch: int
     @property
     def contexts(self) -> list[Context]:
         """Of which something is kept and not merged yet."""
         return [context for context, kept in self._kept.items() if kept]
 
+    async def keep(
+        self, context: Context, base: SessionRow | None, changes: Mapping[Key, Row | None], *, epoch: int
     ) -> Kept:
         """Keep a commit that the store cannot take.
 

@@ -122,6 +122,7 @@ class Executor:
         self._asked: dict[str, int] = {}
         self._doubtful: set[str] = set()
         self._twice: set[str] = set()
+        self._hidden: set[str] = set()
         self._told: set[str] = set()
         """Orders of which the user was told that they were refused or never came."""
         self._pause_seconds = 0.0
@@ -371,6 +372,8 @@ class Executor:
             step = unfound(order, self.terms, now_ms=self._clock(), is_open=order.signal_id == self._open_id)
             if isinstance(step, Send | Put):
                 await self._do(step)
+            elif order.venue_id and self._clock() >= order.expires_at_ms + self.terms.grace_ms:
+                await self._tell_hidden(order)
         if is_ended(order):  # only now: what was found must be on record before anybody takes this for the end
             if report is None and may_turn_up(order, self.terms):
                 await self._tell_of(order)  # whoever put that on record may have been killed before it told anybody
@@ -494,6 +497,15 @@ class Executor:
             self._twice.add(order.client_order_id)
             then = "all of it will be closed" if order.action not in EXITS else "no more is sent for it"
             await self._report(OrderError(f"order {order.client_order_id} is at the venue {count} times: {then}"))
+
+    async def _tell_hidden(self, order: Order) -> None:
+        if order.client_order_id not in self._hidden:
+            self._hidden.add(order.client_order_id)
+            told = (
+                f"order {order.client_order_id} was taken by the venue as {order.venue_id!r:.60}, which shows nothing of "
+                "it now: it is asked about until it does, and nothing else is done for its signal; look there"
+            )
+            await self._report(OrderError(told))
 
     async def _tell_excess(self, order: Order) -> None:
         told = (

@@ -31,6 +31,7 @@ from ..names import Context
 from ..rows import Guard, Owner, Row, SessionRow
 from ..store import Loaded, Store, Writer
 from .emergency import Kept, overtaken_orders, remaining, together
+from .lanes import commit_surely
 from .modes import Mode
 from .tenure import Tenure
 from .worker import fenced
@@ -66,18 +67,26 @@ class Lifeline:
         """A merge under way. It goes on when nobody waits for it any more: a slow store must come to its end too."""
         self._guards_unknown = False
         """The guard rows of the next exit could not be read, so that only a merge can rewrite them."""
+        self.predecessor: Loaded[Owner] | None = None
+        """The owner row that is still to be replaced: the store could not be written when this session began."""
         self.overtaken: list[Kept] = []
         """What recovery found kept, though another owner has gone on; it was left out."""
 
     @property
     def owes(self) -> bool:
         """Whether the store is to be asked or told something before anything else."""
-        return self.is_ahead or self._hung is not None or self._merging is not None
+        under_way = self._hung is not None or self._merging is not None
+        return self.is_ahead or under_way or self.predecessor is not None
 
     @property
     def kept(self) -> list[Kept]:
         """What the store does not have yet."""
         return self._health.emergency.kept(self._context)
+
+    def kept_rows(self, domain: str) -> dict[Key, Row]:
+        """Return what the store does not have yet of a domain, the newest of each key."""
+        changes, _ = together(self.kept)
+        return {key: row for key, row in changes.items() if key.domain == domain and row is not None}
 
     @property
     def is_ahead(self) -> bool:
@@ -92,7 +101,8 @@ class Lifeline:
     @property
     def skips_store(self) -> bool:
         """Whether an exit goes to the journal at once: the store is lost, or is behind already."""
-        return self.can_keep and (self._guards_unknown or self.is_ahead or self._health.mode >= Mode.CLOSE_ONLY)
+        behind = self._guards_unknown or self.is_ahead or self.predecessor is not None
+        return self.can_keep and (behind or self._health.mode >= Mode.CLOSE_ONLY)
 
     async def guards(self, names: tuple[Key, ...], *, exits: bool) -> dict[Key, Guard]:
         """Return the guard rows of slots that are given back; those of an exit that is kept are read at the merge."""
@@ -257,6 +267,8 @@ class Lifeline:
             await self._writer.resend()
         except (InvalidInputError, ConflictError):
             pass  # it is settled: there was none under way, or it was not applied and cannot be any more
+        if self.predecessor is not None:
+            await self._take_over(tenure, self.predecessor.row)
         owner_key, session_key = context_key("owner", self._context), context_key("session", self._context)
         kept = list(self.kept)
         slots = tuple(dict.fromkeys(key for one in kept for key in one.guards))
@@ -287,6 +299,29 @@ class Lifeline:
             return bool(todo)
         tenure.adopt(owner, session)
         return False
+
+    async def _take_over(self, tenure: Tenure, predecessor: Owner) -> None:
+        """Make up for the commit that was missing when this session began to stand in."""
+        owner_key, session_key = context_key("owner", self._context), context_key("session", self._context)
+        found, _ = await self._store.salvage(owner_key, session_key)
+        owner = cast("Loaded[Owner] | None", found.get(owner_key))
+        session = cast("Loaded[SessionRow] | None", found.get(session_key))
+        mine = tenure.owner
+        if owner is None or session is None or session.row != tenure.session:
+            raise fenced(self._context, mine, None if owner is None else owner.row)
+        if (owner.row.holder, owner.row.epoch) != (mine.holder, mine.epoch):  # else its answer was lost
+            if owner.row != predecessor:
+                raise fenced(self._context, mine, owner.row)
+            expect = {owner_key: owner.version, session_key: session.version}
+            try:
+                number = await commit_surely(
+                    self._writer, {owner_key: mine}, expect, patient=lambda: not tenure.closing
+                )  # fmt: skip
+            except ConflictError as error:
+                raise UnavailableError(f"{self._context}: its rows changed under the takeover: {error}") from error
+            owner = Loaded(mine, number)
+        tenure.adopt(owner, session)
+        self.predecessor = None
 
     async def _overtaken_orders(self, changes: Mapping[Key, Row | None]) -> set[Key]:
         """An owner in between may have gone on with orders and left the session row as it was."""

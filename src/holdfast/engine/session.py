@@ -27,7 +27,7 @@ import msgspec
 
 from ..contract import Key
 from ..domains import context_key
-from ..errors import FailedError, HoldfastError, UnavailableError
+from ..errors import FailedError, HeldError, HoldfastError, UnavailableError
 from ..names import Context
 from ..rows import CloseReason, Event, Guard, Owner, Row, Signal
 from ..rules.candles import MINUTE_MS, Candle, Window
@@ -61,7 +61,9 @@ from .registry import ExchangeSpec, StrategySpec
 from .retention import Retention
 from .session_writer import SessionWriter
 from .settle import Settler
+from .standing_in import StandIn, stand_in
 from .tenure import Tenure
+from .until import Flag
 from .worker import SignOfLife
 
 _log = logging.getLogger("holdfast")
@@ -124,7 +126,7 @@ class Session:
         self._sign, self._on_conflict = sign, on_conflict
         self.executor = executor
         self.health = health_of(store) if health is None else health
-        self.fenced = asyncio.Event()
+        self.fenced = Flag()
         """Set when somebody else has taken the context over, though nothing was to be committed."""
         self._settler = Settler(
             strategy, exchange, mode="live", params=params, profiles=risk_profiles, listeners=listeners, sleep=sleep
@@ -157,9 +159,16 @@ class Session:
         await self.health.emergency.open()
         if self._sign is not None:
             await self._sign.join(self)  # first: an owner without a sign of life may be replaced at once
-        found, tenure = await self._own()
-        if self.writer.lifeline.is_ahead and await self.writer.merge_kept(tenure):
-            found, tenure = await self._own()  # and load what that made of it
+        predecessor = None
+        try:
+            found, tenure = await self._own()
+            if self.writer.lifeline.is_ahead and await self.writer.merge_kept(tenure):
+                found, tenure = await self._own()  # and load what that made of it
+        except UnavailableError as error:
+            if isinstance(error, HeldError) or (standing := await self._stand_in(error)) is None:
+                raise
+            found, predecessor = standing.recovered, standing.predecessor
+            tenure = self._tenure(found)
         self.state = found.state
         for why in found.report.stopped:
             self._tell_trouble(Trouble(kind="quarantine", context=self.context, why=why))
@@ -168,6 +177,8 @@ class Session:
         self._behind.clear()
         self.window = Window(self.spec.params.avg_price_candles_count)
         self.outbox.add(found.events)
+        if predecessor is not None:
+            self.writer.stand_in(predecessor)
         self._restored = found.state.signal or found.state.scheduled
         if self.executor is not None:
             await self.executor.recover(self)
@@ -183,10 +194,29 @@ class Session:
             lifetime_ms=self.spec.params.max_signal_lifetime_minutes * MINUTE_MS,
             clock=self._clock, sleep=self._sleep, claim=claim,
         )  # fmt: skip
-        return found, Tenure(
+        return found, self._tenure(found, proven)
+
+    def _tenure(self, found: Recovered, proven: int = 0) -> Tenure:
+        sign = self._sign
+        return Tenure(
             self.store, self.writer.lane, self.context, found.owner, found.session, sleep=self._sleep,
             lapses=lambda: 0 if sign is None else sign.lapses, proven=proven,
         )  # fmt: skip
+
+    async def _stand_in(self, error: UnavailableError) -> StandIn | None:
+        """Find out whether to go on without owning, as the store can be read and not written."""
+        lifeline = self.writer.lifeline
+        if not lifeline.can_keep:
+            return None
+        self.health.ended(self.health.began(), error)
+        standing = await stand_in(
+            self.store, self.context, lifeline.kept, self.spec.risk_names, holder=self._holder, now_ms=self._clock(),
+            lifetime_ms=self.spec.params.max_signal_lifetime_minutes * MINUTE_MS,
+        )  # fmt: skip
+        if standing is not None:
+            why = f"it goes on from what is stored and kept, and owns it once the store can be written: {error}"
+            self._tell_trouble(Trouble(kind="emergency", context=self.context, why=why))
+        return standing
 
     async def look(self) -> tuple[str, ...]:
         """Load what is stored without owning it, to plan on; nothing can be committed afterwards.

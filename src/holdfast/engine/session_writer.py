@@ -98,6 +98,17 @@ class SessionWriter:
         tenure.ignored = ignored
         self.tenure, self.outbox, self.held = tenure, outbox, held
         self.broken, self._letting_go = None, False
+        self.lifeline.predecessor = None
+
+    def stand_in(self, predecessor: Loaded[Owner]) -> None:
+        """Go on though the store could not be written: own it before anything else is committed.
+
+        Args:
+            predecessor: The owner row that is to be replaced.
+        """
+        self.lifeline.predecessor = predecessor
+        self.outbox.kept.update(event.number for event in self.outbox.waiting)  # no trade can be recorded yet
+        self.background.soon()
 
     async def merge_kept(self, tenure: Tenure) -> bool:
         """Merge what an earlier run left in the emergency journal; True when that changed the store: load it anew.
