@@ -162,6 +162,41 @@ def test_the_table_of_a_plan_names_what_no_strategy_watches(capsys: pytest.Captu
     assert "replay/ETHUSDT/gone: 's-1' is open, and no strategy" in said
 
 
+FLAT = (43000.0, 43000.0, 43000.0)
+VERDICTS: dict[str, tuple[list[tuple[float, float, float]], str, str]] = {
+    "target": ([*[FLAT] * 3, (43000.0, 44000.0, 43000.0), *[FLAT] * 5], "hit_target",
+               "hit its target at 2024-01-01 00:04"),
+    "levels": ([(43350.0, 43350.0, 43350.0)] * 6, "partial", "still valid; levels +10 +20 +30"),
+    "time": ([FLAT] * 95, "expired", "its time was over at 2024-01-01 01:30"),
+    "both": ([*[FLAT] * 3, (43000.0, 44100.0, 41900.0), *[FLAT] * 5], "hit_target",
+             "both_hit (take_profit) makes it the take_profit"),
+    "stop": ([*[FLAT] * 3, (43000.0, 44100.0, 41900.0), *[FLAT] * 5], "hit_stop",
+             "both_hit (stop_loss) makes it the stop_loss"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_each_verdict_is_said_in_words_and_is_what_then_happens(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:  # fmt: skip
+    rows, verdict, words = VERDICTS[name]
+    (tmp_path / "BTCUSDT.csv").write_text(candles(*rows))
+    if name == "stop":
+        told = BOT.replace("{more}", "") + "\nimport holdfast\nholdfast.set_config(both_hit='stop_loss')\n"
+        (tmp_path / "bot.py").write_text(told)
+    write(FileBackend(Path("data")), open_rows())
+    arguments = ("recover", "bot.py", "--store", "data", "--market", "BTCUSDT=BTCUSDT.csv")
+    (plan,) = answer(capsys, *arguments, "--plan")["contexts"]
+    assert (plan["verdict"], plan["bothHit"]) == (verdict, name in ("both", "stop"))
+    assert words in plan["text"]
+    (done,) = answer(capsys, *arguments)["contexts"]
+    assert (done["verdict"], done["events"]) == (plan["verdict"], plan["events"])
+    assert done["committed"] == [event["number"] for event in plan["events"]]
+    again = answer(capsys, *arguments)["contexts"][0]
+    assert again["committed"] == []
+    assert call("check", "data") == 0
+
+
 def test_a_strategy_that_asks_stops_until_it_is_decided(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:  # fmt: skip
@@ -258,6 +293,7 @@ MISTAKES = {
     ("clear", str(context_key("session", BTC)), "--store", "data"): "means something",
     ("clear", str(risk_key("limit", BTC)), "--store", "data"): "close or clear that",
     ("clear", str(ORPHAN), "--store", "data"): "there is no such row",
+    ("clear", str(SIGNAL_KEY).replace("BTC", "ETH"), "--store", "data"): "there is no such row",
 }  # fmt: skip
 
 

@@ -292,13 +292,13 @@ class Hands:
         return Wanted({**freed, **(plan.changes if plan else {}), **guards}, expect, released=key)
 
     async def _removed(self, key: Key, seen: Looked | None) -> Wanted:
-        if key.domain not in ("partial", "risk"):
-            remedy = "close it" if key.domain in ("signal", "schedule") else "the engine keeps it in order by itself"
-            raise InvalidInputError(f"{key} is not in quarantine, and means something: {remedy}")
         place = self._store.place(key)
         record = (await place.backend.read(place.scope, [key])).get(key)
         if record is None:
             raise NotFoundError(f"{key}: there is no such row, nor one in quarantine", key=key)
+        if key.domain not in ("partial", "risk"):
+            remedy = "close it" if key.domain in ("signal", "schedule") else "the engine keeps it in order by itself"
+            raise InvalidInputError(f"{key} is not in quarantine, and means something: {remedy}")
         if seen is not None and (seen.plan.state.signal is not None or seen.found.signal_stopped):
             raise InvalidInputError(f"{key} belongs to what is open (or in quarantine) there: close or clear that")
         number = (await self._store.head()).number
