@@ -269,8 +269,8 @@ class Run:
             self._until(lambda: second not in self.lives, chance.choice([0.0, 0.05, 0.3]))
             self.stopped.discard(first)
             os.kill(first, signal.SIGCONT)
-        self.found.takeovers += other.word("took").exists()
         self._ended(first, second)
+        self.found.takeovers += other.word("took").exists()
 
     # ------------------------------------------------------------------ judging
 
