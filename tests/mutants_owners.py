@@ -168,6 +168,13 @@ OWNERS: list[tuple[str, str, str, str, str]] = [
         f"{_FLEET} journal",
     ),
     (
+        "owners: an account is claimed whoever has claimed it meanwhile",
+        "engine/account.py",
+        "{self._key: self._fresh}, {self._key: 0}",
+        "{self._key: self._fresh}, {}",
+        "tests/test_accounts.py -k 'redis or sqlite'",
+    ),
+    (
         "owners: a run that is left keeps its context",
         "engine/driver.py",
         "                if self._leaving.is_set():\n                    return\n",
