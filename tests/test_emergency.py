@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fakes import candle, memory_store, minute_ms, session_of, sound, stepped
 from holdfast.contract import Key
 from holdfast.domains import context_key, ledger_key, order_key
 from holdfast.engine.blocks import Blocks, FileSpace
+from holdfast.engine.emergency import Emergency
 from holdfast.engine.health import Health
 from holdfast.engine.modes import Mode
 from holdfast.errors import CorruptedError, FailedError, HeldError, InvalidInputError, UnavailableError
@@ -481,6 +483,117 @@ def test_the_file_has_its_blocks_before_anything_is_written_to_it(tmp_path: Path
     assert (after.st_size, after.st_blocks) == (before.st_size, before.st_blocks)
     assert path.stat().st_mode & 0o777 == 0o600
     blocks.close()
+
+
+def test_a_journal_that_was_cut_shorter_is_refused_and_one_that_cannot_grow_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    blocks = recorded(path)
+    blocks.append(b"one")
+    blocks.close()
+    whole = path.read_bytes()
+
+    class Full(FileSpace):
+        def write(self, at: int, data: bytes) -> None:
+            if at + len(data) > len(whole):
+                raise OSError(28, "No space left on device")
+            super().write(at, data)
+
+    blocks = Blocks(Full(str(path)), "journal", 128 * 1024)
+    assert [entry.text for entry in blocks.entries] == [b"one"]
+    blocks.append(b"two")
+    blocks.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:8300])  # of its second record, all is gone
+    with pytest.raises(CorruptedError, match="cut from 65536 to 8300 bytes"):
+        recorded(path)
+    assert path.read_bytes() == whole[:8300], "it is left as it is"
+
+
+async def test_a_new_journal_that_finds_no_room_does_not_keep_a_bot_from_watching_its_position(tmp_path: Path) -> None:
+    class Full(FileSpace):
+        def write(self, at: int, data: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+    place = Place(tmp_path)
+    process = await place.process()
+    process.health.emergency = Emergency(process.store, place.policy, open_space=Full)
+    session = await process.start()
+    assert [event.kind for event in await stepped(session, candle(0, 43000), TARGET)] == ["opened", "closed"]
+    await session.close()
+    assert [trouble.kind for trouble in process.trouble] == ["emergency"]
+    assert "no emergency journal until the next start" in process.trouble[0].why
+    second = await place.process()
+    await second.start()
+    assert second.health.emergency.has_room
+    await second.session.close()
+
+
+@pytest.mark.parametrize(
+    "text", [b"{}", b"[1]", b"no json", b'{"store":"memory main","context":[],"base":null}', b'{"store":"memory main"}']
+)
+async def test_a_record_of_another_version_is_refused_and_left_alone(tmp_path: Path, text: bytes) -> None:
+    place = Place(tmp_path)
+    blocks = recorded(place.path)
+    blocks.append(text)
+    blocks.close()
+    before = place.path.read_bytes()
+    process = await place.process()
+    with pytest.raises(CorruptedError, match="start the version that wrote it"):
+        await process.start()
+    assert place.path.read_bytes() == before
+    recorded(place.path).close()  # nothing holds it
+
+
+async def test_a_journal_copied_from_another_bot_changes_nothing_here(tmp_path: Path) -> None:
+    theirs, ours = Place(tmp_path), Place(tmp_path)
+    ours.path, ours.policy = tmp_path / "copy", policy_of(tmp_path / "copy")
+    first = await theirs.process()
+    session = await first.start()
+    await stepped(session, candle(0, 43000))
+    await session.flush()
+    first.backend.go("gone")
+    await stepped(session, TARGET)
+    first.die()
+    mine = await ours.process(signals={3: _PROPOSAL})
+    session = await mine.start()
+    await stepped(session, *(candle(minute, 43000) for minute in range(4)))
+    await session.close()
+    before = await stored(mine.store)
+    ours.path.write_bytes(theirs.path.read_bytes())  # the same context, the same name of the store, another history
+    mine = await ours.process(signals={})
+    session = await mine.start()
+    assert session.state.signal is not None
+    assert session.unsaved == 0
+    await session.close()
+    assert await stored(mine.store) == before
+    assert [trouble.kind for trouble in mine.trouble] == ["emergency"]
+
+
+_PROPOSAL = {"position": "long", "priceTakeProfit": 44000, "priceStopLoss": 42000, "minuteEstimatedTime": 60}
+
+
+async def test_a_store_that_is_full_every_other_minute_is_soon_trusted_no_more_and_gets_each_exit_once(
+    tmp_path: Path,
+) -> None:
+    place = Place(tmp_path)
+    process = await place.process(signals=lambda symbol, when: _PROPOSAL)
+    session = await process.start()
+    process.be_patient()
+    told = []
+    for minute in range(60):
+        process.backend.go("full" if minute % 2 else "")
+        told += await stepped(session, candle(minute, 43000, high=44000 if minute % 2 else 43000))
+        with contextlib.suppress(UnavailableError):
+            await session.flush()
+    assert [event.kind for event in told] == ["opened", "closed"] * (len(told) // 2)
+    trusted = [change.after for change in process.modes].count("NORMAL")
+    assert 1 <= trusted <= 3, "each time it takes twice as many quick commits in a row"
+    assert len(told) <= 2 * (trusted + 1)
+    process.backend.go("")
+    await settled(process)
+    await session.close()
+    await sound(process.store)
+    assert [event.number for event in place.told] == list(range(1, len(told) + 1))
 
 
 def test_a_path_that_cannot_be_a_journal_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import errno
 import itertools
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from emergency_kit import policy_of
 from fakes import Bot, FakeMarket, candle, flat, memory_store, minute_ms, proposal, session_of, sound, stepped, until
 
 from holdfast.backends.memory import MemoryBackend
@@ -60,6 +62,9 @@ def test_it_gets_worse_at_once_and_better_only_after_quick_commits_in_a_row() ->
         assert judge(before, Facts(quick_commits=1), POLICY)[0] is before
         assert judge(before, Facts(quick_commits=2), POLICY)[0] is Mode.NORMAL
         assert judge(before, Facts(is_full=True), POLICY)[0] is Mode.CLOSE_ONLY
+        assert judge(before, Facts(quick_commits=7, relapses=2), POLICY)[0] is before
+        assert judge(before, Facts(quick_commits=8, relapses=2), POLICY)[0] is Mode.NORMAL
+        assert judge(before, Facts(quick_commits=64, relapses=99), POLICY)[0] is Mode.NORMAL
     assert judge(Mode.HALT, Facts(quick_commits=1), POLICY)[0] is Mode.CLOSE_ONLY, "there is a way out again"
     assert judge(Mode.HALT, Facts(quick_commits=1, can_exit=False), POLICY)[0] is Mode.HALT
 
@@ -276,6 +281,41 @@ async def test_somebody_is_told_of_quarantine_and_of_a_takeover() -> None:
     assert [trouble.kind for trouble in heard] == ["fenced", "quarantine"]
     assert "a test says so" in heard[-1].why
     await store.close()
+
+
+@pytest.mark.parametrize("how", ["raises", "hangs"])
+async def test_a_hook_that_raises_or_hangs_stops_neither_exits_nor_the_end_of_the_run(
+    faulty: tuple[Store, FaultyBackend], how: str, tmp_path: Path
+) -> None:
+    store, backend = faulty
+    mine = a_bot()
+    heard: list[str] = []
+
+    async def hook(news: Any) -> None:
+        heard.append(type(news).__name__)
+        if how == "raises":
+            raise ValueError("a fault of the user's")
+        await asyncio.Event().wait()
+
+    mine.listeners.listen("mode", hook)
+    mine.listeners.listen("trouble", hook)
+    health = Health(store, policy_of(tmp_path / "emergency"), hook_seconds=0.05)
+    session = await session_of(mine, store, health=health)
+    await stepped(session, candle(0, 43000))
+    fail_from_now(backend, 9)
+    for _ in range(4):
+        with pytest.raises(UnavailableError):
+            await session.note({context_key("partial", mine.context): None})
+    (closed,) = await stepped(session, candle(1, 43000, high=44000))
+    assert closed.kind == "closed"
+    backend.faults = []
+    await asyncio.wait_for(session.close(), 60)
+    if how == "hangs":
+        assert heard == ["ModeChange", "Trouble"], "it is not called again before it has returned"
+    else:
+        assert heard[:3] == ["ModeChange", "ModeChange", "Trouble"], "each was told, whatever became of the one before"
+        assert {failure.where for failure in mine.errors} >= {"listener mode", "listener trouble"}
+    await sound(store)
 
 
 async def test_a_takeover_that_only_the_background_notices_ends_the_run_without_waiting_for_a_candle() -> None:

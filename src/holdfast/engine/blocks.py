@@ -22,7 +22,7 @@ import struct
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from ..errors import CorruptedError, FailedError, HeldError, InvalidInputError, UnavailableError
+from ..errors import CorruptedError, FailedError, FullError, HeldError, InvalidInputError, UnavailableError
 
 _HEAD = struct.Struct("<8sQQ16s")
 """Magic, generation, length of the file, random id."""
@@ -137,13 +137,17 @@ class Blocks:
 
     def __init__(self, space: Space, name: str, size_bytes: int) -> None:
         self._space, self._name = space, name
-        self._failed = False
+        self._failed, self._generation = False, 0
         try:
             found = space.read()
-            self._generation, self.journal = self._head(found)
+            self._generation, self.journal, made_bytes = self._head(found)
+            if len(found) < made_bytes:
+                raise CorruptedError(
+                    f"the emergency journal {name} was cut from {made_bytes} to {len(found)} bytes: what was kept may "
+                    "be gone; compare the positions with the venue, then name another file"
+                )
             if self._generation == 0 or len(found) < size_bytes:
-                self._lay_out(found, size_bytes)
-                found = found.ljust(size_bytes, b"\0")
+                found = self._grown(found, size_bytes)
         except OSError as error:
             raise UnavailableError(f"the emergency journal {name} cannot be set up: {error.strerror}") from error
         self._size = len(found)
@@ -207,22 +211,33 @@ class Blocks:
             head + text + at.to_bytes(8, "little"), key=self.journal, digest_size=_SUM_BYTES
         ).digest()
 
-    def _head(self, found: bytes) -> tuple[int, bytes]:
-        """Return the newest good head's generation and id; (0, b"") for a file without one."""
-        best = (0, b"")
+    def _head(self, found: bytes) -> tuple[int, bytes, int]:
+        """Return the newest good head's generation, id and length of the file; zeros for a file without one."""
+        best = (0, b"", 0)
         for at in _HEAD_PLACES:
             text = found[at : at + _HEAD.size]
             if len(text) < _HEAD.size:
                 continue
-            magic, generation, _, journal = _HEAD.unpack(text)
+            magic, generation, made_bytes, journal = _HEAD.unpack(text)
             good = found[at + _HEAD.size : at + _HEAD.size + _SUM_BYTES] == _head_sum(text)
             if magic == _MAGIC and good and generation > best[0]:
-                best = (generation, journal)
+                best = (generation, journal, made_bytes)
         first, second = (at + _HEAD.size + _SUM_BYTES for at in _HEAD_PLACES)
         # A cut while it was set up leaves zeros, and perhaps parts of heads.
         if best[0] == 0 and (found[first : _HEAD_PLACES[1]] + found[second:]).strip(b"\0"):
             raise InvalidInputError(f"{self._name} is no emergency journal: name another file")
         return best
+
+    def _grown(self, found: bytes, size_bytes: int) -> bytes:
+        try:
+            self._lay_out(found, size_bytes)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if self._generation == 0:  # it holds nothing: whoever wants to can go on without it
+                raise FullError(f"the emergency journal {self._name} cannot be set up: {error.strerror}") from error
+            return found  # as long as it was will have to do
+        return found.ljust(size_bytes, b"\0")
 
     def _lay_out(self, found: bytes, size_bytes: int) -> None:
         """Give the file real blocks for its whole length, then a head: without a head it holds nothing."""

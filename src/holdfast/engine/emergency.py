@@ -26,7 +26,7 @@ import msgspec
 
 from ..contract import Key
 from ..domains import context_key, decode, encode
-from ..errors import HoldfastError
+from ..errors import CorruptedError, HoldfastError
 from ..names import Context
 from ..rows import Decision, GapPlan, Order, Row, SessionRow
 from ..store import Store
@@ -156,8 +156,16 @@ class Emergency:
             self._kept, self._strangers = {}, 0
             path = self._path
             blocks = await _in_thread(lambda: self._opened(path))
-            for entry in blocks.entries:
-                self._take(entry.number, entry.text)
+            try:
+                for entry in blocks.entries:
+                    self._take(entry.number, entry.text)
+            except BaseException as error:
+                blocks.close()
+                if isinstance(error, KeyError | TypeError | ValueError | LookupError | msgspec.MsgspecError):
+                    raise CorruptedError(
+                        f"{path} holds what this version cannot read ({error!r:.100}): start the version that wrote it"
+                    ) from error
+                raise
             self._blocks = blocks
             if self._strangers:
                 _log.error("%s holds %d commits of another store: start with that store", path, self._strangers)

@@ -6,6 +6,7 @@ Every session of the process sees the same one, so one context's refused exit en
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -14,9 +15,16 @@ from ..errors import FailedError, InvalidInputError, UnavailableError, UnknownOu
 from ..store import Store
 from .emergency import Emergency
 from .listeners import Listeners, ModeChange, Topic
-from .modes import Facts, Mode, TroublePolicy, is_full, is_quick, judge
+from .modes import MOST_DOUBLINGS, Facts, Mode, TroublePolicy, is_full, is_quick, judge
 
+_log = logging.getLogger("holdfast")
+
+_REMEMBERED_SECONDS = 600.0
 _NOT_ANSWERED = (UnavailableError, UnknownOutcomeError, FailedError, TimeoutError)
+
+
+HOOK_SECONDS = 5.0
+"""How long the last session of a store waits at its end for a listener that has not returned."""
 
 
 class Concerned(Protocol):
@@ -36,10 +44,15 @@ class Health:
     """How one store has been answering.
 
     Made by :func:`health_of`.
+
+    Args:
+        store: Whose.
+        policy: What to do about it.
+        hook_seconds: How long a listener may take at the end; a seam for tests.
     """
 
-    def __init__(self, store: Store, policy: TroublePolicy) -> None:
-        self.policy = policy
+    def __init__(self, store: Store, policy: TroublePolicy, *, hook_seconds: float = HOOK_SECONDS) -> None:
+        self.policy, self._hook_seconds = policy, hook_seconds
         self.mode, self.why = Mode.NORMAL, ""
         self.emergency = Emergency(store, policy)
         self._sessions: WeakKeyDictionary[Concerned, Listeners] = WeakKeyDictionary()
@@ -48,6 +61,8 @@ class Health:
         self._refused_since: float | None = None
         self._committed_at: float | None = None
         self._latency_seconds, self._refusals, self._full, self._quick = 0.0, 0, False, 0
+        self._fell_at: list[float] = []
+        """When it ceased to be normal, lately."""
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._telling: set[asyncio.Task[None]] = set()
@@ -62,6 +77,10 @@ class Health:
         """A session has ended; after the last one the journal is closed. Repeatable."""
         self._sessions.pop(session, None)
         if self._telling:
+            await asyncio.wait(self._telling, timeout=self._hook_seconds)
+            for task in self._telling:  # a hook that hangs must not keep a run from its end
+                _log.warning("a listener of modes or trouble did not return within %g s: given up", self._hook_seconds)
+                task.cancel()
             await asyncio.gather(*self._telling, return_exceptions=True)
         if not self._sessions:
             if self._timer is not None:
@@ -120,6 +139,7 @@ class Health:
         return Facts(
             latency_seconds=self._latency_seconds, waiting_seconds=waiting, refusals=self._refusals,
             is_full=self._full, quick_commits=self._quick, can_exit=self.can_exit,
+            relapses=max(0, len(self._fell_at) - 1),
         )  # fmt: skip
 
     @property
@@ -133,6 +153,10 @@ class Health:
         before, (self.mode, self.why) = self.mode, judge(self.mode, self.facts(), self.policy)
         if self.mode is before:
             return
+        if before is Mode.NORMAL:
+            now = asyncio.get_running_loop().time()
+            lately = [at for at in self._fell_at if now - at < _REMEMBERED_SECONDS]
+            self._fell_at = [*lately[-MOST_DOUBLINGS:], now]
         change = ModeChange(before=before.name, after=self.mode.name, why=self.why)
         heard: dict[int, Listeners] = {}
         for session, listeners in list(self._sessions.items()):

@@ -3,8 +3,8 @@
 Invariants:
 
 * The mode follows from the facts and the mode before it alone.
-* It gets worse at once, and better only after some commits in a row were quick: a store that comes and goes lets
-  nothing open in between.
+* It gets worse at once, and better only after some commits in a row were quick; after twice as many for each time that
+  trouble has come back lately: a store that comes and goes soon lets nothing open in between.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import math
 import msgspec
 
 from ..errors import FullError, InvalidInputError
+
+MOST_DOUBLINGS = 5
+"""How often the calm that is asked for is doubled while trouble keeps coming back."""
 
 
 class Mode(enum.IntEnum):
@@ -47,7 +50,8 @@ class TroublePolicy(msgspec.Struct, frozen=True, kw_only=True):
     lost_refusals: int = 4
     """After so many refusals in a row it counts as lost. After one because the disk is full, too."""
     calm_commits: int = 2
-    """How many commits in a row must be quick, at most half of ``slow_seconds``, before things get better."""
+    """How many commits in a row must be quick, at most half of ``slow_seconds``, before things get better; twice as
+    many for each time that trouble has come back within ten minutes, up to 32 times as many."""
     emergency: str | None = None
     """File for the emergency journal, on a disk of this machine; None for none: then exits wait for the store."""
     emergency_bytes: int = 1024 * 1024
@@ -93,6 +97,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """One of them because there was no room."""
     quick_commits: int = 0
     """Commits in a row that succeeded quickly."""
+    relapses: int = 0
+    """How often trouble has come back lately."""
     can_exit: bool = True
     """Whether an exit could be kept and sent without the store."""
 
@@ -100,9 +106,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 def judge(before: Mode, facts: Facts, policy: TroublePolicy) -> tuple[Mode, str]:
     """Return the mode, and why, in plain words; the reason is empty in ``NORMAL``."""
     found, why = _found(facts, policy)
-    if found < min(before, Mode.CLOSE_ONLY) and facts.quick_commits < policy.calm_commits:
+    calm_commits = policy.calm_commits << min(facts.relapses, MOST_DOUBLINGS)
+    if found < min(before, Mode.CLOSE_ONLY) and facts.quick_commits < calm_commits:
         found = min(before, Mode.CLOSE_ONLY)
-        why = f"{facts.quick_commits} of {policy.calm_commits} quick commits since the trouble"
+        why = f"{facts.quick_commits} of {calm_commits} quick commits since the trouble"
     if found is Mode.CLOSE_ONLY and not facts.can_exit:
         return Mode.HALT, f"{why}, and exits cannot be kept elsewhere"
     return found, why

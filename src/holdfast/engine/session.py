@@ -27,7 +27,7 @@ import msgspec
 
 from ..contract import Key
 from ..domains import context_key
-from ..errors import FailedError, HeldError, HoldfastError, UnavailableError
+from ..errors import FailedError, FullError, HeldError, HoldfastError, UnavailableError
 from ..names import Context
 from ..rows import CloseReason, Event, Guard, Owner, Row, Signal
 from ..rules.candles import MINUTE_MS, Candle, Window
@@ -156,7 +156,7 @@ class Session:
             await self.executor.close()
         await self.writer.flush_last()  # a deletion under the old tenure must not be taken for a takeover
         self.health.join(self, self._listeners)
-        await self.health.emergency.open()
+        await self._open_emergency()
         if self._sign is not None:
             await self._sign.join(self)  # first: an owner without a sign of life may be replaced at once
         predecessor = None
@@ -202,6 +202,13 @@ class Session:
             self.store, self.writer.lane, self.context, found.owner, found.session, sleep=self._sleep,
             lapses=lambda: 0 if sign is None else sign.lapses, proven=proven,
         )  # fmt: skip
+
+    async def _open_emergency(self) -> None:
+        try:
+            await self.health.emergency.open()
+        except FullError as error:  # a new one, which holds nothing: a position must be watched all the same
+            why = f"there is no emergency journal until the next start: {error}"
+            self._tell_trouble(Trouble(kind="emergency", context=self.context, why=why))
 
     async def _stand_in(self, error: UnavailableError) -> StandIn | None:
         """Find out whether to go on without owning, as the store can be read and not written."""
