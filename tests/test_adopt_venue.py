@@ -319,6 +319,21 @@ async def test_an_adopted_order_is_asked_about_at_no_venue(repeated: Any) -> Non
         await hand.adopt_at_venue(CONTEXT, holdings)
 
 
+async def test_what_was_adopted_and_closed_by_hand_is_closed_at_the_venue_by_the_next_run() -> None:
+    desk, store = Desk({}, candles=flat(43000, -10, 9)), await memory_store()
+    desk.broker.book.submit(bought(3.0, "byhand"))
+    hand, holdings = hands(desk, store)
+    await hand.take_over(CONTEXT, signal_row(), holdings=holdings)
+    await hand.close(CONTEXT, 43100)
+    assert desk.broker.held_quantity == 3.0
+    await desk.live(store)
+    assert [(one.side, one.quantity, one.reduce_only) for one in desk.broker.sent] == [("sell", 3.0, True)]
+    assert desk.broker.held_quantity == 0
+    with pytest.raises(InvalidInputError, match="used before"):
+        await hand.take_over(CONTEXT, signal_row(), holdings=holdings)
+    await sound(store)
+
+
 def test_killed_at_each_step_of_adopting_and_of_the_run_that_follows_it_is_closed_once(record_property: Any) -> None:
     """Odd steps lie before a call, even ones after it: what is durable differs only there."""
     words = [sys.executable, str(Path(__file__).parent / "adopt_kills.py"), "--part", "1/2"]
