@@ -43,6 +43,8 @@ def quote(name: str | int, *, keep_underscore: bool = False) -> str:
     Raises:
         InvalidInputError: The name is empty, not text, an int over 64 bits, or has a lone surrogate.
     """
+    if type(name) is str and 0 < len(name) <= _MAX_QUOTED:
+        return _quoted_once(name, keep_underscore)  # a bot has few names, and needs each at every commit
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise InvalidInputError(f"a name must be text or an int, not {type(name).__name__}: {name!r:.80}")
     if isinstance(name, int):
@@ -51,8 +53,6 @@ def quote(name: str | int, *, keep_underscore: bool = False) -> str:
         return f"={name}"
     if not name:
         raise InvalidInputError("a name must not be empty: give it at least one character")
-    if type(name) is str and len(name) <= _MAX_QUOTED:
-        return _quoted_once(name, keep_underscore)  # a bot has few names, and needs each at every commit
     return _quoted(name, keep_underscore)
 
 
@@ -97,10 +97,12 @@ def entity_name(symbol: str, strategy_name: str, exchange_name: str | None = Non
     Underscores inside a part are quoted, so the parts can always be told apart. A
     joined name over 200 characters is cut and ends in ``~`` and a SHA-256.
     """
-    parts = [symbol, strategy_name] if exchange_name is None else [symbol, strategy_name, exchange_name]
-    if all(type(part) is str and len(part) <= _MAX_QUOTED for part in parts):
-        return _joined_once(*parts)
-    return _joined(*parts)
+    if type(symbol) is str and type(strategy_name) is str and len(symbol) + len(strategy_name) <= _MAX_QUOTED:
+        if exchange_name is None:
+            return _joined_once(symbol, strategy_name)
+        if type(exchange_name) is str and len(exchange_name) <= _MAX_QUOTED:
+            return _joined_once(symbol, strategy_name, exchange_name)
+    return _joined(symbol, strategy_name) if exchange_name is None else _joined(symbol, strategy_name, exchange_name)
 
 
 def _joined(*parts: str) -> str:

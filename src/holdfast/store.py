@@ -36,7 +36,7 @@ from .errors import (
 from .quarantine import is_released, kept_rows, released_key, stopped_key
 from .rows import Quarantined, Row
 from .spans import Place, Span, is_context_lane, roll_forward
-from .writer import Writer
+from .writer import ASIDE, Writer
 
 R = TypeVar("R", bound=Row, covariant=True)
 Observer = Callable[[str, int, Mapping[Key, Row | None]], None]
@@ -266,18 +266,24 @@ class Store:
 
         Crash: A damaged row is where it was, or in quarantine.
         """
-        groups: dict[Place, list[Key]] = {}
+        if not keys:
+            return {}, {}
+        groups: Iterable[tuple[Place, list[Key]]]
         domains = {key[0] for key in keys}
         if len(domains) == 1 and "quarantine" not in domains:  # a scan of thousands: one place holds a whole domain
-            groups[self.place(keys[0])] = list(keys)
+            groups = ((self.place(keys[0]), list(keys)),)
+        elif not self.routes and domains.isdisjoint(ASIDE):
+            groups = ((self.home, list(keys)),)
         else:
+            sorted_out: dict[Place, list[Key]] = {}
             for key in keys:
-                groups.setdefault(self.place(key), []).append(key)
+                sorted_out.setdefault(self.place(key), []).append(key)
+            groups = sorted_out.items()
         found: dict[Key, Loaded[Row]] = {}
         damaged: dict[Key, str] = {}
-        for place, members in groups.items():
+        for place, members in groups:
             records, broken = await self._read(place, members)
-            with without_collections():
+            with without_collections(len(records)):
                 for key, record in records.items():
                     try:
                         found[key] = _make(Loaded, (decode(key, record.payload), record.version))

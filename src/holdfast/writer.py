@@ -19,7 +19,7 @@ from .spans import Place, Span
 if TYPE_CHECKING:
     from .store import Store
 
-_ASIDE = frozenset(("ledger", "quarantine", "worker", "account"))
+ASIDE = frozenset(("ledger", "quarantine", "worker", "account"))
 """Domains whose rows may lie outside the home scope."""
 
 
@@ -100,7 +100,7 @@ class Writer:
                 return await self._commit_routed(changes, payloads, expect)
             place = store.home
             for key in (*payloads, *expect):
-                if key[0] in _ASIDE:
+                if key[0] in ASIDE:
                     place = self._only_place(payloads, expect)
                     break
             self._sent = sent = _Sent(place, payloads, expect, Op(self.name, n), changes)

@@ -31,6 +31,7 @@ from .ownership import OnConflict
 from .registry import ExchangeSpec, StrategySpec
 from .session import Session
 from .turns import Turn
+from .until import Flag, Until
 from .worker import LEASE_SECONDS, SignOfLife, sign_of_life
 
 _YIELDED = frozenset(("opened", "closed", "cancelled"))
@@ -83,7 +84,7 @@ class Driver:
         self._on_conflict, self._lease_seconds, self._on_trouble = on_conflict, lease_seconds, on_trouble
         wall = WallClock(now=lambda: clock() / 1000, sleep=sleep)
         self._wait_closed = exchange.wait_closed or wall.wait_closed
-        self._stop, self._leaving = asyncio.Event(), asyncio.Event()
+        self._stop, self._leaving = Flag(), Flag()
         self._queue: deque[Candle] = deque()
         self._newest_ms: int | None = None
         """Open time of the newest closed minute that was waited for."""
@@ -376,28 +377,20 @@ class Driver:
 
     async def _closed(self, session: Session) -> int | None:
         """Wait for a newer closed minute; None when the run is left, or stopped while nothing is open."""
-        waiting = asyncio.ensure_future(self._wait_closed(str(self.context), self._newest_ms))
-        stopped = asyncio.ensure_future(self._stop.wait())
-        fenced = asyncio.ensure_future(session.fenced.wait())
-        leaving = asyncio.ensure_future(self._leaving.wait())
-        ends = {waiting, fenced, leaving}
+        ends = [session.fenced, self._leaving]
         if not self._stop.is_set() and session.state.signal is None and self._newest_ms is not None:
-            ends.add(stopped)
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if fenced.done():
-                await session.flush()  # says by whom
-            return await self._tried(waiting) if waiting.done() else None
-        finally:
-            for task in (waiting, stopped, fenced, leaving):
-                task.cancel()
-            await asyncio.gather(waiting, stopped, fenced, leaving, return_exceptions=True)
+            ends.append(self._stop)
+        newest_ms = None
+        async with Until(*ends):
+            newest_ms = await self._told_closed()
+        if session.fenced.is_set():
+            await session.flush()  # says by whom
+        return newest_ms
 
-    @staticmethod
-    async def _tried(waiting: asyncio.Future[int]) -> int:
+    async def _told_closed(self) -> int:
         try:
             with no_stray_cancellation:
-                return await waiting
+                return await self._wait_closed(str(self.context), self._newest_ms)
         except HoldfastError:
             raise
         except Exception as error:
@@ -410,16 +403,9 @@ class Driver:
         if self._stop.is_set():
             await self._sleep(_FIRST_PAUSE_SECONDS)
             return
-        pausing = asyncio.ensure_future(self._sleep(self._pause_seconds))
-        stopped = asyncio.ensure_future(self._stop.wait())
-        leaving = asyncio.ensure_future(self._leaving.wait())
-        self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
-        try:
-            await asyncio.wait((pausing, stopped, leaving), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (pausing, stopped, leaving):
-                task.cancel()
-            await asyncio.gather(pausing, stopped, leaving, return_exceptions=True)
+        pause_seconds, self._pause_seconds = self._pause_seconds, min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
+        async with Until(self._stop, self._leaving):
+            await self._sleep(pause_seconds)
 
     async def _leave_market(self) -> None:
         """Tell a market that waits for its participants not to wait for this one."""

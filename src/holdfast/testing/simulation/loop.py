@@ -21,6 +21,8 @@ from contextvars import Context
 from random import Random
 from typing import Any
 
+import msgspec
+
 _set_running_loop = asyncio._set_running_loop
 _MOST_STEPS = 2_000_000
 """A history that takes more steps than this goes round in circles."""
@@ -30,17 +32,14 @@ class StuckError(AssertionError):
     """A simulated history does not come to its end."""
 
 
-class Handle:
+class Handle(msgspec.Struct, eq=False):
     """Something that will run, unless it is cancelled; stands in for ``asyncio.Handle`` and ``TimerHandle``."""
 
-    __slots__ = ("args", "callback", "context", "loop", "when_seconds")
-
-    def __init__(
-        self, callback: Callable[..., Any], args: tuple[Any, ...], context: Context | None,
-        loop: ProcessLoop | None, when_seconds: float = 0.0,
-    ) -> None:  # fmt: skip
-        self.callback: Callable[..., Any] | None = callback
-        self.args, self.context, self.loop, self.when_seconds = args, context, loop, when_seconds
+    callback: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    context: Context | None
+    loop: ProcessLoop | None
+    when_seconds: float = 0.0
 
     def cancel(self) -> None:
         """Never run it."""
@@ -68,6 +67,7 @@ class Scheduler:
         self.ended = False
         """Set to run nothing more."""
         self.ready: deque[Handle] = deque()
+        self._running: ProcessLoop | None = None
         self._timers: list[tuple[float, int, Handle]] = []
         self._serial = 0
         self._chance = chance
@@ -89,38 +89,46 @@ class Scheduler:
             StuckError: It takes too many steps.
         """
         ready, timers, chance = self.ready, self._timers, self._chance
-        current: ProcessLoop | None = None
+        take, due = ready.popleft, heapq.heappop
+        self._running, steps = None, 0
         try:
             while not self.ended:
                 while ready and not self.ended:
                     if chance is not None and len(ready) > 1:
                         ready.rotate(-int(chance.random() * min(len(ready), 4)))
-                    handle = ready.popleft()
+                    handle = take()
                     callback = handle.callback
                     if callback is None:
                         continue
                     loop = handle.loop
-                    if loop is not None and loop.held is not None:
-                        loop.held.append(handle)
-                        continue
-                    if loop is not current:
-                        _set_running_loop(loop)
-                        current = loop
-                    self.steps += 1
-                    if handle.context is None:
+                    if loop is not None:  # what belongs to no process does not care in whose loop it runs
+                        if loop.held is not None:
+                            loop.held.append(handle)
+                            continue
+                        if loop is not self._running:
+                            self.enter(loop)
+                    steps += 1
+                    context = handle.context
+                    if context is None:
                         callback(*handle.args)
                     else:
-                        handle.context.run(callback, *handle.args)
-                if self.steps > _MOST_STEPS:
+                        context.run(callback, *handle.args)
+                if steps > _MOST_STEPS:
                     raise StuckError(f"more than {_MOST_STEPS} steps: it goes round in circles")
                 if not timers or timers[0][0] > until_seconds or (done is not None and done()):
                     return
-                when, _, handle = heapq.heappop(timers)
+                when, _, handle = due(timers)
                 if handle.callback is not None:
-                    self.now_seconds = max(self.now_seconds, when)
+                    if when > self.now_seconds:
+                        self.now_seconds = when
                     ready.append(handle)
         finally:
-            _set_running_loop(None)
+            self.enter(None)
+
+    def enter(self, loop: ProcessLoop | None) -> None:
+        """Let asyncio know whose loop runs from here on."""
+        _set_running_loop(loop)
+        self._running = loop
 
 
 class ProcessLoop(asyncio.AbstractEventLoop):
@@ -149,7 +157,8 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> Handle:
-        return self.call_at(self._scheduler.now_seconds + delay, callback, *args, context=context)
+        scheduler = self._scheduler
+        return scheduler.time(Handle(callback, args, context, self, scheduler.now_seconds + delay))
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
@@ -169,8 +178,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self._tasks.append(task)
         return task
 
-    def get_debug(self) -> bool:
-        return False
+    get_debug = staticmethod(bool)  # False, told in C: each future asks for it
 
     def is_running(self) -> bool:
         return True
@@ -205,7 +213,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         ready.clear()
         ready.extend(mine)  # a task whose step was dropped could never be unwound
         self.held = None
-        _set_running_loop(self)
+        self._scheduler.enter(self)
         try:
             for _ in range(5):
                 alive = [task for task in self._tasks if not task.done()]
@@ -225,7 +233,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
                 if not task.done():
                     task._log_destroy_pending = False  # type: ignore[attr-defined]
         finally:
-            _set_running_loop(None)
+            self._scheduler.enter(None)
         self._tasks.clear()
         ready.extend(others)
         self.held = deque()  # what still comes for it stays there
