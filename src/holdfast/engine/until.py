@@ -61,9 +61,10 @@ class Until:
         for flag in self._flags:
             flag.unwatch(self._end)
         try:
-            return await self._timeout.__aexit__(kind, error, at)
+            await self._timeout.__aexit__(kind, error, at)
         except TimeoutError:
             return True
+        return None
 
     def _end(self) -> None:
         if self._timeout.when() is None:
