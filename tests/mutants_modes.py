@@ -7,6 +7,8 @@ from __future__ import annotations
 _MODES = "tests/test_modes.py"
 _JOURNAL = "tests/test_emergency.py"
 _STORES = "tests/test_emergency_stores.py -k"
+_SERVERS = "tests/test_emergency_servers.py -k"
+_STANDING = "tests/test_standing_in.py"
 
 MODES: list[tuple[str, str, str, str, str]] = [
     (
@@ -19,9 +21,44 @@ MODES: list[tuple[str, str, str, str, str]] = [
     (
         "modes: one quick commit ends the trouble",
         "modes.py",
-        "facts.quick_commits < policy.calm_commits:",
+        "facts.quick_commits < calm_commits:",
         "facts.quick_commits < 1:",
         _MODES,
+    ),
+    (
+        "modes: trouble that keeps coming back is forgiven like the first",
+        "modes.py",
+        "min(facts.relapses, MOST_DOUBLINGS)",
+        "0 * facts.relapses",
+        f"{_MODES} {_JOURNAL} -k 'worse or other_minute'",
+    ),
+    (
+        "modes: a server that says that it is full is one that refuses",
+        "modes.py",
+        "isinstance(seen, FullError) or",
+        "False or",
+        f"{_SERVERS} 'redis out'",
+    ),
+    (
+        "modes: PostgreSQL's word for no room is not understood",
+        "connections.py",
+        '("53100", FullError,',
+        '("53100", UnavailableError,',
+        f"{_SERVERS} 'postgres full'",
+    ),
+    (
+        "modes: a hook that hangs keeps a run from its end",
+        "health.py",
+        "timeout=self._hook_seconds)",
+        "timeout=None)",
+        f"{_MODES} -k hook",
+    ),
+    (
+        "modes: a takeover that the background notices waits for a candle",
+        "session_writer.py",
+        "Background(self.flush, ended)",
+        "Background(self.flush, self.give_up)",
+        f"{_MODES} -k background",
     ),
     (
         "modes: entries go on whatever the mode",
@@ -120,5 +157,47 @@ MODES: list[tuple[str, str, str, str, str]] = [
         "changes[key] = Guard(changes=old + 1)",
         "del old",
         f"{_JOURNAL} -k guard",
+    ),
+    (
+        "emergency: a merge that takes longer than an exit waits for is given up",
+        "lifeline.py",
+        "        if not task.done():\n            raise",
+        "        if not task.done():\n            await self._give_up_merging()\n            raise",
+        f"{_JOURNAL} -k slow",
+    ),
+    (
+        "emergency: an order with which another owner went on falls back to what is kept",
+        "lifeline.py",
+        "                if recovering:\n                    for key",
+        "                if False:\n                    for key",
+        f"{_JOURNAL} -k fall_back",
+    ),
+    (
+        "emergency: a journal that was cut shorter is taken for whole",
+        "blocks.py",
+        "if len(found) < made_bytes:",
+        "if False:",
+        f"{_JOURNAL} -k cut_shorter",
+    ),
+    (
+        "standing in: on a store where others may own",
+        "standing_in.py",
+        "return not store.guarantees.shared and not store.routes",
+        "return not store.routes",
+        _STANDING,
+    ),
+    (
+        "standing in: what is kept already is decided anew",
+        "standing_in.py",
+        "    changes, _ = together(todo)",
+        "    changes, _ = together(())",
+        _STANDING,
+    ),
+    (
+        "standing in: the store is asked for what only an owner may have",
+        "lifeline.py",
+        "        if self.predecessor is not None:\n            await self._take_over",
+        "        if False:\n            await self._take_over",
+        _STANDING,
     ),
 ]

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from emergency_kit import CONTEXT, TARGET, Killed, Place, Process, Steps, policy_of, stored
 from fakes import candle, flat, minute_ms, sound, stepped
@@ -88,7 +89,7 @@ async def test_it_becomes_an_owner_like_any_other(tmp_path: Path) -> None:
     await sound(process.store)
 
 
-@pytest.mark.parametrize("why", ["nothing open", "no journal", "closed already", "never ran", "unreadable"])
+@pytest.mark.parametrize("why", ["nothing open", "no journal", "closed already", "never ran", "unreadable", "shared"])
 async def test_where_nothing_can_or_need_be_closed_the_start_waits_for_the_store(tmp_path: Path, why: str) -> None:
     place = Place(tmp_path, **({"emergency": None} if why == "no journal" else {}))
     if why == "closed already":
@@ -102,6 +103,8 @@ async def test_where_nothing_can_or_need_be_closed_the_start_waits_for_the_store
         await left_open(place, signals={} if why == "nothing open" else {1: _proposal()})
     process = await place.process()
     process.backend.go("gone" if why == "unreadable" else "full")
+    if why == "shared":
+        process.store._guarantees = msgspec.structs.replace(process.store.guarantees, shared=True)
     with pytest.raises(UnavailableError):
         await process.start()
     process.backend.go("")
