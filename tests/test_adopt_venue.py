@@ -257,6 +257,14 @@ async def test_what_the_bot_itself_holds_there_is_not_adopted(side: str) -> None
         await hand.take_over(CONTEXT, signal_row(), holdings=holdings)
 
 
+async def test_what_is_held_under_another_exchange_name_of_the_same_account_is_not_adopted() -> None:
+    desk, store = Desk(candles=flat(43000, -10, 9)), await memory_store()
+    await left(desk, store)
+    _, holdings = hands(desk, store)
+    with pytest.raises(InvalidInputError, match="the orders come to long 2"):
+        await holdings.foreign(Context("alias", CONTEXT.symbol, "other"), "long")
+
+
 async def test_a_fill_that_comes_while_the_venue_is_asked_is_not_taken_for_a_foreign_position() -> None:
     desk, store = Desk(candles=flat(43000, -10, 9)), await memory_store()
     _, holdings = hands(desk, store)

@@ -40,11 +40,14 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
     entry_price: float | None = None
 
 
-def told(orders: Iterable[Order], exchange_name: str, symbol: str, account: str) -> dict[Position, float]:
-    """Return what the filled orders of all contexts say that an account holds of a symbol, by side."""
+def told(orders: Iterable[Order], symbol: str, account: str) -> dict[Position, float]:
+    """Return what the filled orders of all contexts say that an account holds of a symbol, by side.
+
+    Under whatever exchange name: it is the account that holds it.
+    """
     by_context: dict[tuple[str, str, str], list[Order]] = {}
     for order in orders:
-        if order.context[:2] == (exchange_name, symbol) and order.account == account:
+        if (order.context[1], order.account) == (symbol, account):
             by_context.setdefault(order.context, []).append(order)
     sums: dict[Position, float] = {"long": 0.0, "short": 0.0}
     for book in map(Book, by_context.values()):
@@ -124,7 +127,7 @@ class Holdings:
                 f"{where}: an order of {context.symbol} is under way, so what of the position is whose cannot be "
                 "told: let its bot run until it is settled, then adopt"
             )
-        ours = told(orders, context.exchange_name, context.symbol, self._broker.account)[side]
+        ours = told(orders, context.symbol, self._broker.account)[side]
         shown = held(positions, context.symbol, side)
         left = shown - ours
         if left <= max(shown, ours) * DUST:

@@ -118,7 +118,7 @@ def _positions(
     verdicts: list[VenueVerdict] = []
     reports = {name: report for name, (report, _) in said.reports.items() if report is not None}
     now = [answered(one, reports[one.client_order_id]) if one.client_order_id in reports else one for one in orders]
-    for side, ours in told(now, context.exchange_name, context.symbol, terms.account).items():
+    for side, ours in told(now, context.symbol, terms.account).items():
         shown = held(said.positions, context.symbol, side)
         if abs(shown - ours) > max(shown, ours) * DUST:
             verdicts.append(
