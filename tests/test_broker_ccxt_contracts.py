@@ -15,7 +15,7 @@ from swap_venue import DOGE, SwapVenue, market
 from venue_kit import request
 
 from holdfast.brokers.ccxt import CcxtBroker
-from holdfast.engine.broker import Features
+from holdfast.engine.broker import Features, Numbered
 from holdfast.engine.live import Live
 from holdfast.errors import InvalidInputError
 from holdfast.market.ccxt import CcxtExchange
@@ -99,6 +99,23 @@ async def test_the_exchange_writes_a_quantity_of_contracts_in_units_of_the_base_
     exchange = CcxtExchange(client)
     assert exchange.format_quantity(DOGE, quantity) == text
     await exchange.close()
+
+
+async def test_an_order_is_found_by_the_venues_number_where_its_listings_do_not_name_it() -> None:
+    venue = SwapVenue()
+    venue.names_orders = False
+    broker = venue.broker()
+    assert isinstance(broker, Numbered)
+    asked = request(symbol=DOGE, quantity=2000.0)
+    report = await broker.submit(asked)
+    assert (report.state, report.venue_id) == ("sent", "100")
+    assert await broker.find(DOGE, asked.client_order_id) is None
+    found = await broker.find_numbered(DOGE, report.venue_id, asked.client_order_id)
+    assert found is not None
+    assert (found.client_order_id, found.filled_quantity) == (asked.client_order_id, 2000.0)
+    assert await broker.find_numbered(DOGE, "999", asked.client_order_id) is None
+    assert await broker.cancel_numbered(DOGE, report.venue_id, asked.client_order_id) == found
+    await broker.close()
 
 
 # ---------------------------------------------------------------------- what an exit may do

@@ -8,14 +8,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from fakes import candle, flat, memory_store, minute_ms, proposal, put, signal_row, sound, stepped, until
-from order_kit import CONTEXT, Desk, features, orders_in
+from fakes import Bot, candle, flat, memory_store, minute_ms, proposal, put, signal_row, sound, stepped, until
+from order_kit import CONTEXT, BookBroker, Desk, Time, features, orders_in
 
 from holdfast.backends.memory import MemoryBackend
 from holdfast.contract import Key, KeyPrefix, Op, Survives
 from holdfast.domains import context_key, order_key
 from holdfast.engine.account import AccountRecord
-from holdfast.engine.broker import OrderRequest
+from holdfast.engine.broker import OrderReport, OrderRequest
 from holdfast.engine.executor import Executor
 from holdfast.engine.live import Live
 from holdfast.engine.orders import client_order_id, is_ended
@@ -189,6 +189,53 @@ async def test_a_possible_duplicate_is_told_by_the_next_run_too_which_cannot_kno
     await live(desk, store)
     told = [str(failure.error) for failure in desk.bot.errors if isinstance(failure.error, OrderError)]
     assert sum(f"{ENTRY}" in text and "may still turn up" in text for text in told) == 1
+
+
+class Nameless(BookBroker):
+    """A venue that answers with its own number, and that never repeats the client order id after that."""
+
+    def __init__(self, time: Time) -> None:
+        super().__init__(time, features("never", refuses_expired=False, reduce_only=False))
+        self.shows = True
+
+    async def submit(self, request: OrderRequest) -> OrderReport:
+        report = await super().submit(request)
+        return msgspec.structs.replace(report, state="sent", filled_quantity=0.0, average_price=None)
+
+    async def find(self, symbol: str, client_order_id: str) -> None:
+        return None
+
+    async def cancel(self, symbol: str, client_order_id: str) -> None:
+        return None
+
+    async def history(self, symbol: str, since_ms: int) -> list[OrderReport]:
+        listed = await super().history(symbol, since_ms) if self.shows else []
+        return [msgspec.structs.replace(one, client_order_id="") for one in listed]
+
+
+async def test_an_order_is_known_by_the_number_that_the_venue_gave_it() -> None:
+    desk, store = Desk(), await memory_store()
+    desk.broker = desk.market.broker = Nameless(desk.time)  # type: ignore[attr-defined]
+    desk.bot = Bot(desk.market, {1: proposal(quantity=2)})
+    assert await live(desk, store) == [OPENED, CLOSED]
+    assert sold(desk) == [("buy", 2.0), ("sell", 2.0)]
+    assert desk.broker.held_quantity == 0
+
+
+async def test_an_order_that_the_venue_took_is_never_given_up_because_it_is_not_shown() -> None:
+    desk, store = Desk(), await memory_store()
+    desk.broker = venue = Nameless(desk.time)
+    venue.shows = False
+    session = await desk.session(store)
+    await opened(session)
+    await until(lambda: any("shows nothing of it" in str(told.error) for told in desk.bot.errors))
+    assert session.executor is not None
+    assert session.executor.holds_candles
+    assert [order.state for order in (await orders_in(store)).orders.values()] == ["sent"]
+    venue.shows = True
+    await until(lambda: session.executor is not None and not session.executor.holds_candles)
+    assert [order.filled_quantity for order in (await orders_in(store)).orders.values()] == [2.0]
+    await session.close()
 
 
 async def test_an_order_that_the_venue_has_twice_is_told_and_all_of_it_is_closed() -> None:
@@ -507,7 +554,7 @@ async def test_an_exchange_without_a_broker_stores_no_orders() -> None:
 
 async def test_a_broker_that_is_none_is_refused_with_its_exchange() -> None:
     desk = Desk()
-    with pytest.raises(InvalidInputError, match="has not the methods of a Broker"):
+    with pytest.raises(InvalidInputError, match="lacks submit"):
         desk.bot.registry.add_exchange(desk.market, exchange_name="other", broker=object())  # type: ignore[call-overload]
 
 

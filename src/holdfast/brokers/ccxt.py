@@ -166,29 +166,49 @@ class CcxtBroker:
 
         An exchange that cannot be asked by client order id is looked through: what is open, then a week of history.
         """
+        if self._venue.by_client_id:
+            return await self._one(symbol, "", client_order_id)
+        since_ms = int(self._now() * 1000) - _LOOK_BACK_MS
+        known = [*await self.open_orders(symbol), *reversed(await self.history(symbol, since_ms))]
+        return next((one for one in known if one.client_order_id == client_order_id), None)
+
+    async def find_numbered(self, symbol: str, venue_id: str, client_order_id: str) -> OrderReport | None:
+        """Return what the venue knows of an order that it has given a number; as :class:`~.broker.Numbered`."""
+        if self._venue.by_client_id or not self._has("fetchOrder"):
+            return await self.find(symbol, client_order_id)
+        return await self._one(symbol, venue_id, client_order_id)
+
+    async def cancel(self, symbol: str, client_order_id: str) -> OrderReport | None:
+        """Ask to cancel an order; as :class:`~holdfast.engine.broker.Broker`."""
+        if self._venue.by_client_id:
+            return await self._cancelled(symbol, "", client_order_id)
+        found = await self.find(symbol, client_order_id)
+        if found is None or found.state in _ENDED:
+            return found
+        return await self._cancelled(symbol, found.venue_id, client_order_id)
+
+    async def cancel_numbered(self, symbol: str, venue_id: str, client_order_id: str) -> OrderReport | None:
+        """Ask to cancel an order that the venue has given a number; as :class:`~.broker.Numbered`."""
+        return await self._cancelled(symbol, "" if self._venue.by_client_id else venue_id, client_order_id)
+
+    async def _one(self, symbol: str, venue_id: str, client_order_id: str) -> OrderReport | None:
+        """Ask for one order: by the venue's number of it, or without one by ours."""
         market = await self._market(symbol)
-        if not self._venue.by_client_id:
-            since_ms = int(self._now() * 1000) - _LOOK_BACK_MS
-            known = [*await self.open_orders(symbol), *reversed(await self.history(symbol, since_ms))]
-            return next((one for one in known if one.client_order_id == client_order_id), None)
+        parameters = {} if venue_id else {"clientOrderId": client_order_id}
         try:
             with no_stray_cancellation:
-                order = await self.client.fetch_order("", market["symbol"], {"clientOrderId": client_order_id})
+                order = await self.client.fetch_order(venue_id, market["symbol"], parameters)
+            if venue_id and str(order.get("id")) != venue_id:
+                raise ValueError("the answer is not about the order that was asked for")
             return report_on(order, symbol, client_order_id, unit_of(market))
         except Exception as error:
             if meaning_of(error) == "missing":
                 return None
             raise self._raised(error, changing=False) from None
 
-    async def cancel(self, symbol: str, client_order_id: str) -> OrderReport | None:
-        """Ask to cancel an order; as :class:`~holdfast.engine.broker.Broker`."""
+    async def _cancelled(self, symbol: str, venue_id: str, client_order_id: str) -> OrderReport | None:
         market = await self._market(symbol)
-        venue_id, parameters = "", {"clientOrderId": client_order_id}
-        if not self._venue.by_client_id:
-            found = await self.find(symbol, client_order_id)
-            if found is None or found.state in _ENDED:
-                return found
-            venue_id, parameters = found.venue_id, {}
+        parameters = {} if venue_id else {"clientOrderId": client_order_id}
         try:
             with no_stray_cancellation:
                 order = await self.client.cancel_order(venue_id, market["symbol"], parameters)
@@ -197,8 +217,14 @@ class CcxtBroker:
             # A cancellation that is refused has come too late, or there is no such order: only asking tells.
             if meaning_of(error) not in ("missing", "rejected"):
                 raise self._raised(error, changing=True) from None
-            return await self.find(symbol, client_order_id)
-        return report if report.state in _ENDED else await self.find(symbol, client_order_id)
+        else:
+            if report.state in _ENDED:
+                return report
+        return (
+            await self.find_numbered(symbol, venue_id, client_order_id)
+            if venue_id
+            else await self.find(symbol, client_order_id)
+        )
 
     async def open_orders(self, symbol: str | None = None) -> Sequence[OrderReport]:
         """Return the orders that rest at the venue; as :class:`~holdfast.engine.broker.Broker`."""

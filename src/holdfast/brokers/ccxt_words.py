@@ -143,7 +143,7 @@ def report_of(
     side = order.get("side")
     at_ms = next((n for name in _TIMES if (n := _number(order.get(name)))), 0)
     return OrderReport(
-        client_order_id=client_order_id or str(order.get("clientOrderId") or ""),
+        client_order_id=client_order_id or str(order.get("clientOrderId") or "").removeprefix("t-"),  # Gate's mark
         symbol=symbol,
         state=state,
         filled_quantity=filled,

@@ -136,3 +136,19 @@ class Broker(Protocol):
     async def close(self) -> None:
         """Let go of connections. Repeatable; the broker may be used again."""
         ...
+
+
+@runtime_checkable
+class Numbered(Protocol):
+    """A broker that can also be asked by the venue's number of an order; each method raises as the module says.
+
+    Some venues repeat the client order id in their first answer only, or forget it: the number is what stays.
+    """
+
+    async def find_numbered(self, symbol: str, venue_id: str, client_order_id: str) -> OrderReport | None:
+        """Return what the venue knows of an order; None where it knows none."""
+        ...
+
+    async def cancel_numbered(self, symbol: str, venue_id: str, client_order_id: str) -> OrderReport | None:
+        """Ask to cancel an order, and return what then is known of it; None where the venue knows none."""
+        ...

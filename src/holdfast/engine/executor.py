@@ -502,8 +502,8 @@ class Executor:
         if order.client_order_id not in self._hidden:
             self._hidden.add(order.client_order_id)
             told = (
-                f"order {order.client_order_id} was taken by the venue as {order.venue_id!r:.60}, which shows nothing of "
-                "it now: it is asked about until it does, and nothing else is done for its signal; look there"
+                f"order {order.client_order_id} was taken by the venue as {order.venue_id!r:.60}, which shows nothing "
+                "of it now: it is asked about until it does, and nothing else is done for its signal; look there"
             )
             await self._report(OrderError(told))
 

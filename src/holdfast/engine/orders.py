@@ -7,8 +7,8 @@ Invariants:
 
 * An order is committed before it is sent. What this process did not commit itself may have been sent by another.
 * An order whose fate is unknown is asked about. It counts as never having come only when its expiry, and the grace
-  after it, are over and the venue knows nothing of it. It is sent again only where the venue refuses repeated ids for
-  good, and then it is the same request.
+  after it, are over and the venue knows nothing of it; never, once the venue has given it a number. It is sent again
+  only where the venue refuses repeated ids for good, and then it is the same request.
 * An entry is never made up for; an exit is made until nothing is left to close. The next exit is intended only when
   what became of the entry and of every earlier exit is known, so no quantity is closed twice.
 * The client order id follows from context, signal, action and number: whoever comes later derives the same.
@@ -322,6 +322,8 @@ def unfound(order: Order, terms: Terms, *, now_ms: int, is_open: bool) -> Step:
     wanted = (is_open and in_time) or (is_exit and (in_time or not features.refuses_expired))
     if wanted and features.refuses_repeated_ids == "always" and order.state in ("intended", "unknown"):
         return Send(order, again=True)
+    if order.venue_id:
+        return Wait(now_ms + terms.poll_ms)  # the venue took it: that it shows none now does not undo that
     if now_ms < order.expires_at_ms + terms.grace_ms:
         return Wait(min(now_ms + terms.poll_ms, order.expires_at_ms + terms.grace_ms))
     return Put(replaced(order, state="expired", note="unknown at the venue after its expiry"))

@@ -9,7 +9,7 @@ from typing import TypeVar
 from ..errors import HoldfastError, InvalidInputError, UnknownOutcomeError
 from ..rows import Order, Signal
 from .answers import together
-from .broker import Broker, OrderReport, VenuePosition
+from .broker import Broker, Numbered, OrderReport, VenuePosition
 from .orders import Terms, request_of
 
 T = TypeVar("T")
@@ -62,7 +62,11 @@ class Venue:
 
     async def cancel(self, order: Order) -> OrderReport | None:
         """Ask to cancel an order."""
-        given = await bounded(self._broker.cancel(order.context[1], order.client_order_id))
+        symbol, name, broker = order.context[1], order.client_order_id, self._broker
+        if order.venue_id and isinstance(broker, Numbered):
+            given = await bounded(broker.cancel_numbered(symbol, order.venue_id, name))
+        else:
+            given = await bounded(broker.cancel(symbol, name))
         return None if given is None else _report("cancel", given)
 
     async def resting(self, symbol: str) -> Sequence[OrderReport]:
@@ -74,15 +78,22 @@ class Venue:
         return _each("positions", await bounded(self._broker.positions()), VenuePosition)
 
     async def known(self, order: Order) -> tuple[OrderReport | None, int]:
-        """Return what the venue knows of an order, by every way there is, and how many times it has it."""
-        symbol, name = order.context[1], order.client_order_id
-        found = await bounded(self._broker.find(symbol, name))
+        """Return what the venue knows of an order, by every way there is, and how many times it has it.
+
+        It is known by our id, and by the number that the venue gave it: not every venue repeats the id.
+        """
+        symbol, name, number = order.context[1], order.client_order_id, order.venue_id
+        found = None
+        if number and isinstance(self._broker, Numbered):
+            found = await bounded(self._broker.find_numbered(symbol, number, name))
+        if found is None:
+            found = await bounded(self._broker.find(symbol, name))
         reports = [] if found is None else [_report("find", found)]
         if found is None or self._terms.features.refuses_repeated_ids != "always":
             reports += await self.resting(symbol)
             since_ms = order.intended_at_ms - _HISTORY_MARGIN_MS
             reports += _each("history", await bounded(self._broker.history(symbol, since_ms)), OrderReport)
-        return together([one for one in reports if one.client_order_id == name])
+        return together([one for one in reports if one.client_order_id == name or (number and one.venue_id == number)])
 
 
 def _report(call: str, given: object) -> OrderReport:
