@@ -247,4 +247,18 @@ ORDERS: list[tuple[str, str, str, str, str]] = [
         "            late = False\n",
         f"{_RUNS} -k sent_for_ever",
     ),
+    (
+        "orders: what another context nets away is taken for gone",
+        "executor.py",
+        "        gone = missing(order, book, positions, others)\n",
+        "        gone = missing(order, book, positions)\n",
+        f"{_RUNS} -k nets_away",
+    ),
+    (
+        "orders: who owns what is told while another context's order is under way",
+        "answers.py",
+        "    if not all(map(is_ended, others)):\n        return None\n",
+        "",
+        f"{_RULES} -k nobody_knows",
+    ),
 ]

@@ -299,9 +299,17 @@ class Run:
 def hunt(
     runs: int, *, store: str = "", seed: int = 1, time_cap: float = math.inf, resume: Path | None = None,
     only: int = -1, part: tuple[int, int] = (0, 1), first: int = 0,
+    stretch: float = 1.0,
 ) -> Found:  # fmt: skip
-    """Do one of so many parts of ``runs`` runs; with ``resume`` go on where that file stopped."""
-    holdfast.set_config(entry_validity_seconds=0.15, exit_validity_seconds=0.1, order_grace_seconds=0.05)
+    """Do one of so many parts of ``runs`` runs; with ``resume`` go on where that file stopped.
+
+    Args:
+        stretch: Makes every validity and lease so many times longer, for a machine that is busy with other things: a
+            process that gets no processor for a lease sends no order.
+    """
+    holdfast.set_config(
+        entry_validity_seconds=0.15 * stretch, exit_validity_seconds=0.1 * stretch, order_grace_seconds=0.05 * stretch
+    )
     found, began, ends = Found(), time.monotonic(), time.monotonic() + time_cap
     if resume is not None and resume.exists():
         found = msgspec.json.decode(resume.read_bytes(), type=Found)
@@ -309,7 +317,7 @@ def hunt(
     with ExitStack() as stack:
         top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-order-kills-")))
         shared = bool(store) and not parse_store(store).folders[0]
-        lease_seconds = LEASE_SECONDS if shared else 0.0
+        lease_seconds = stretch * LEASE_SECONDS if shared else 0.0
         place = store or str(top / "data")
         open_backend(place)  # imports the driver, once; nothing is opened here
         venues: dict[Features, VenueProcess] = {}
@@ -364,12 +372,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--only", type=int, default=-1, metavar="RUN", help="this one alone")
     parser.add_argument("--part", default="0/1", metavar="I/N", help="part I of N, counted from 0")
     parser.add_argument("--time-cap", type=float, default=math.inf, metavar="SECONDS")
+    parser.add_argument("--stretch", type=float, default=1.0, metavar="F", help="leases and validities F times as long")
     parser.add_argument("--resume", type=Path, metavar="FILE")
     options = parser.parse_args(argv)
     this, _, all_parts = options.part.partition("/")
     found = hunt(
         options.runs, store=options.store, seed=options.seed, time_cap=options.time_cap, resume=options.resume,
-        only=options.only, part=(int(this), int(all_parts)), first=options.first,
+        only=options.only, part=(int(this), int(all_parts)), first=options.first, stretch=options.stretch,
     )  # fmt: skip
     print(json.dumps(msgspec.to_builtins(found)))
     return int(bool(found.wrong))

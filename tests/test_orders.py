@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from order_kit import CONTEXT, features
 
-from holdfast.engine.answers import answered, missing, together
+from holdfast.engine.answers import answered, elsewhere, missing, together
 from holdfast.engine.broker import OrderReport, VenuePosition
 from holdfast.engine.orders import (
     Ask,
@@ -322,6 +322,36 @@ def test_an_account_that_holds_nothing_ends_an_exit_that_was_refused_twice() -> 
     assert missing(second, book, [VenuePosition(symbol="BTCUSDT", side="short", quantity=2.0)]) == 2.0
     book.put(changed(second, missing_quantity=2.0))
     assert book.is_settled(SIGNAL.id)
+
+
+def test_what_others_hold_of_the_symbol_is_taken_off_the_position_that_their_account_nets() -> None:
+    book = Book([entered()])
+    for _ in range(2):
+        order = an_exit(book, state="rejected")
+        book.put(order)
+
+    def shown(quantity: float) -> list[VenuePosition]:
+        if not quantity:
+            return []
+        return [VenuePosition(symbol="BTCUSDT", side="long" if quantity > 0 else "short", quantity=abs(quantity))]
+
+    assert missing(order, book, shown(0.0), -2.0) == 0.0, "their short hides it"
+    assert missing(order, book, shown(-2.0), -2.0) == 2.0, "all that is there is theirs"
+    assert missing(order, book, shown(-1.5), -2.0) == 1.5
+    assert missing(order, book, shown(3.0), 3.0) == 2.0, "all that is there is theirs, on the same side"
+    assert missing(order, book, shown(5.0), 3.0) == 0.0
+
+
+def test_what_others_hold_is_what_their_open_signals_do_and_nobody_knows_while_an_order_is_under_way() -> None:
+    mine = entered()
+    other = changed(mine, context=(*CONTEXT[:2], "other"), client_order_id="hother", signal_id="theirs", side="sell")
+    elsewhere_held = changed(other, context=(*CONTEXT[:2], "third"), client_order_id="hthird", signal_id="third")
+    far = changed(other, context=(CONTEXT[0], "ETHUSDT", "other"), client_order_id="hfar")
+    foreign = changed(other, account="another", client_order_id="hforeign")
+    assert elsewhere(mine, [mine, far, foreign], {"theirs", mine.signal_id}) == 0.0
+    assert elsewhere(mine, [mine, other, elsewhere_held], {"theirs"}) == -other.filled_quantity
+    assert elsewhere(mine, [mine, other], {mine.signal_id}) == 0.0, "what they are closing is theirs no more"
+    assert elsewhere(mine, [mine, changed(other, state="partial")], {"theirs"}) is None
 
 
 @pytest.mark.parametrize(

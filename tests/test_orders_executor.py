@@ -21,6 +21,7 @@ from holdfast.engine.live import Live
 from holdfast.engine.orders import client_order_id, is_ended
 from holdfast.engine.session import Session
 from holdfast.errors import FencedError, HeldError, InvalidInputError, OrderError, UnavailableError
+from holdfast.names import Context
 from holdfast.rows import Order, Row, SessionRow
 from holdfast.rules.params import Params
 from holdfast.store import Store
@@ -626,6 +627,34 @@ async def test_a_stop_that_was_filled_at_the_venue_while_the_bot_was_down_ends_t
     assert book.unsettled() == []
     assert sum(order.missing_quantity for order in book.orders.values()) == 2.0
     assert any("holds no more of it" in order.note for order in book.orders.values())
+
+
+async def test_a_position_that_another_context_nets_away_is_not_taken_for_gone_and_the_user_is_told() -> None:
+    """Two strategies hold opposite sides of one symbol on one account, which shows nothing."""
+    store = await left_behind(stored("open", state="filled", filled_quantity=2.0), is_open=False)
+    other = Context("binance", "BTCUSDT", "bear")
+    theirs = signal_row(position="short", target=42000, stop=44000, strategy="bear", signal_id="theirs")
+    name = client_order_id(other, "theirs", "open", 1)
+    entry = stored(
+        "open", context=tuple(other), signal_id="theirs", side="sell", client_order_id=name, state="filled",
+        filled_quantity=2.0,
+    )  # fmt: skip
+    await put(store, {order_key(other, name): entry, context_key("signal", other): theirs})
+    desk = Desk({})
+    desk.time.now_ms = minute_ms(60)
+    session = await desk.session(store)
+    told = desk.bot.errors
+    await until(lambda: any("nets it with theirs" in str(failure.error) for failure in told), turns=100_000)
+    await until(lambda: len(desk.broker.sent) > 5, turns=100_000)
+    assert sum("nets it with theirs" in str(failure.error) for failure in told) == 1
+    book = await orders_in(store)
+    assert book.unsettled() == [SIGNAL_ID]
+    assert sum(order.missing_quantity for order in book.orders.values()) == 0.0
+    await put(store, {context_key("signal", other): None})
+    await session.orders_quiet()
+    book = await orders_in(store)
+    assert sum(order.missing_quantity for order in book.orders.values()) == 2.0, "theirs ends too: both are over"
+    await session.close()
 
 
 async def test_an_exit_that_was_perhaps_sent_and_has_nothing_left_to_close_is_not_sent_for_ever() -> None:

@@ -73,4 +73,4 @@ def test_where_processes_share_a_store_a_successor_that_waits_takes_the_orders_o
     assert found.pauses + found.blocked >= 1
     assert found.takeovers >= 1
     assert found.lost >= 1
-    assert found.venue_orders >= 2 * RUNS_ON_A_SERVER
+    assert found.venue_orders >= RUNS_ON_A_SERVER

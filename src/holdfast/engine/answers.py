@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
 from ..rows import Order, OrderState
 from .broker import OrderReport, VenuePosition
-from .orders import DUST, ENDS, EXITS, Book, replaced
+from .orders import DUST, ENDS, EXITS, Book, is_ended, replaced
 
 GONE_AFTER = 2
 """How many exits of a signal must be refused before the account's positions are believed to show nothing to close."""
@@ -63,12 +63,54 @@ def together(reports: Sequence[OrderReport]) -> tuple[OrderReport | None, int]:
     return msgspec.structs.replace(orders[0], filled_quantity=filled), len(orders)
 
 
-def missing(order: Order, book: Book, positions: Sequence[VenuePosition]) -> float:
-    """Return how much of a refused exit the venue no longer has to close, by what the account holds."""
+def refused_enough(order: Order, book: Book) -> bool:
+    """Whether exits of a signal were refused often enough for the account's positions to be believed."""
     refusals = [one for one in book.of(order.signal_id) if one.action in EXITS and one.state == "rejected"]
-    if order.state != "rejected" or len(refusals) < GONE_AFTER:
+    return order.state == "rejected" and len(refusals) >= GONE_AFTER
+
+
+def missing(order: Order, book: Book, positions: Sequence[VenuePosition], elsewhere: float = 0.0) -> float:
+    """Return how much of a refused exit the venue no longer has to close, by what the account holds.
+
+    Args:
+        elsewhere: What the open signals of other contexts hold of the symbol, below 0 short. An account has one
+            position of a symbol, into which all of them are netted: theirs is taken off it.
+    """
+    if not refused_enough(order, book):
         return 0.0
-    side = "long" if order.side == "sell" else "short"
-    held = sum(one.quantity for one in positions if one.symbol == order.context[1] and one.side == side)
+    mine = [one for one in positions if one.symbol == order.context[1]]
+    sign = 1 if order.side == "sell" else -1
+    if elsewhere:
+        net = sum(one.quantity if one.side == "long" else -one.quantity for one in mine)
+        held = max(0.0, sign * (net - elsewhere))
+    else:
+        held = sum(one.quantity for one in mine if (one.side == "long") == (sign > 0))
     left = book.position(order.signal_id)
-    return max(0.0, left - held) if left > held else 0.0
+    return max(0.0, left - held) if left > held * (1 + DUST) else 0.0
+
+
+def elsewhere(order: Order, orders: Iterable[Order], open_ids: Collection[str]) -> float | None:
+    """Return what the open signals of other contexts hold of an order's account and symbol, below 0 short.
+
+    Args:
+        orders: Of all contexts.
+        open_ids: Of the signals that are open; what others are closing is theirs no more.
+
+    Returns:
+        None while one of their orders is under way: what is whose cannot be told then.
+    """
+    exchange_name, symbol, _ = order.context
+    others = [
+        one
+        for one in orders
+        if one.context != order.context and (*one.context[:2], one.account) == (exchange_name, symbol, order.account)
+    ]
+    if not all(map(is_ended, others)):
+        return None
+    held = 0.0
+    for book in (Book(one for one in others if one.context == context) for context in {one.context for one in others}):
+        for signal_id in book.signal_ids():
+            entry = book.entry(signal_id)
+            if entry is not None and signal_id in open_ids:
+                held += book.position(signal_id) * (1 if entry.side == "buy" else -1)
+    return held

@@ -31,11 +31,11 @@ from ..errors import (
     UnknownOutcomeError,
 )
 from ..names import Context
-from ..rows import CancelReason, Order, Row
+from ..rows import CancelReason, Order, Row, Signal
 from ..rules.params import Params
 from ..rules.signals import State, Transition
 from .account import AccountRecord
-from .answers import answered, missing
+from .answers import answered, elsewhere, missing, refused_enough
 from .broker import Broker
 from .lanes import Sleep
 from .listeners import Failure, Listeners
@@ -397,16 +397,31 @@ class Executor:
 
     async def _looked_for(self, order: Order) -> Order:
         """Return a refused exit with what the account no longer has to close."""
-        if order.action in EXITS and order.state == "rejected" and order.reduce_only:
-            book = Book([*self.book.orders.values(), order])
-            try:
-                gone = missing(order, book, await self._venue.positions())
-            except HoldfastError as error:
-                await self._trouble(error)
-                return order
-            if gone:
-                return replaced(order, missing_quantity=gone, note=f"{order.note}: the account holds no more of it")
+        book = Book([*self.book.orders.values(), order])
+        if order.action not in EXITS or not order.reduce_only or not refused_enough(order, book):
+            return order
+        try:
+            before = await self._elsewhere(order)
+            positions = await self._venue.positions()
+            others = await self._elsewhere(order)
+        except HoldfastError as error:
+            await self._trouble(error)
+            return order
+        if others is None or others != before:
+            return order  # an order of another context is under way: the next refusal looks again
+        gone = missing(order, book, positions, others)
+        if gone:
+            return replaced(order, missing_quantity=gone, note=f"{order.note}: the account holds no more of it")
+        if others:
+            await self._tell_netted(order, others)
         return order
+
+    async def _elsewhere(self, order: Order) -> float | None:
+        assert self._session is not None
+        orders = (loaded.row for loaded in (await self._session.store.scan("order")).values())
+        signals = (loaded.row for loaded in (await self._session.store.scan("signal")).values())
+        open_ids = {signal.id for signal in signals if isinstance(signal, Signal)}
+        return elsewhere(order, [one for one in orders if isinstance(one, Order)], open_ids)
 
     def _allow_time(self) -> None:
         """Let exits be valid for as long as store and venue need: one that is always late would never be made."""
@@ -491,6 +506,17 @@ class Executor:
             "look at the venue, and close there what it holds"
         )
         await self._report(OrderError(told))
+
+    async def _tell_netted(self, order: Order, others: float) -> None:
+        if order.signal_id not in self._told:
+            self._told.add(order.signal_id)
+            told = (
+                f"the venue refuses to close signal {order.signal_id!r:.80}, and not because its position is gone: "
+                f"other contexts hold {others:+g} of {order.context[1]} on its account, which nets it with theirs; "
+                "it is tried again and again: close it by hand, and give strategies that may oppose each other "
+                "accounts of their own"
+            )
+            await self._report(OrderError(told))
 
     async def _tell_twice(self, order: Order, count: int) -> None:
         if order.client_order_id not in self._twice:
