@@ -138,6 +138,9 @@ class MortalSpace:
             raise Killed
         self.inner.sync()
 
+    def cut(self, size_bytes: int) -> None:
+        self.inner.cut(size_bytes)
+
     def close(self) -> None:
         self.inner.close()
 
