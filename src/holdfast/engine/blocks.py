@@ -51,10 +51,6 @@ class Space(Protocol):
         """Make what was written durable."""
         ...
 
-    def cut(self, size_bytes: int) -> None:
-        """Make the file as short as it was."""
-        ...
-
     def close(self) -> None:
         """Let go of the file and of its lock."""
         ...
@@ -242,7 +238,9 @@ class Blocks:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            self._space.cut(len(found))  # what it got was the last room of a store, perhaps
+            cut = getattr(self._space, "cut", None)
+            if cut is not None:
+                cut(len(found))  # what it got was the last room of a store, perhaps
             if self._generation == 0:  # it holds nothing: whoever wants to can go on without it
                 raise FullError(f"the emergency journal {self._name} cannot be set up: {error.strerror}") from error
             return found  # as long as it was will have to do
