@@ -122,7 +122,7 @@ class Gap:
         Changes nothing.
         """
         session = self._session
-        plans, decisions = await self._on_record()
+        plans, decisions = self._about_restored(*await self._stored())
         session.decider.remember_replies(replies(plans.values()))
         window = Window(session.spec.params.avg_price_candles_count)
         for candle in session.window.candles:
@@ -146,7 +146,8 @@ class Gap:
         """
         if not outlook.events:
             return self._wanted or "step"  # nothing comes of it, so there is nothing to decide
-        plans, decisions = await self._on_record()
+        stored = await self._stored()
+        plans, decisions = self._about_restored(*stored)
         last = self._session.state.last_event
         known = next((key for key, plan in plans.items() if covers(plan, outlook, last)), None)
         key = known or plan_key("plan", outlook.context, outlook.events[0].number)
@@ -158,7 +159,7 @@ class Gap:
         if decision is not None and not _same(decision, decisions.get(decision_key)):
             changes[decision_key] = decision
         if changes:
-            await self._session.note({**await self._surplus(outlook, key), **changes})
+            await self._session.note({**self._surplus(outlook, key, *stored), **changes})
         if decision is None:
             raise UndecidedError(
                 f"{outlook.context}: the missed candles decide about {outlook.signal.id!r} ({outlook.verdict}), and "
@@ -193,11 +194,11 @@ class Gap:
             signal_id=outlook.signal.id, what=what, by=by, until_ms=outlook.until_ms, at_ms=self._clock()
         )  # fmt: skip
 
-    async def _on_record(self) -> tuple[dict[Key, GapPlan], dict[Key, Decision]]:
-        """Return the plans and decisions about the restored signal."""
+    def _about_restored(
+        self, plans: Mapping[Key, GapPlan], decisions: Mapping[Key, Decision]
+    ) -> tuple[dict[Key, GapPlan], dict[Key, Decision]]:
         restored = self._session.state.signal or self._session.state.scheduled
         mine = None if restored is None else restored.id
-        plans, decisions = await self._stored()
         return (
             {key: row for key, row in plans.items() if row.signal_id == mine},
             {key: row for key, row in decisions.items() if row.signal_id == mine},
@@ -213,9 +214,10 @@ class Gap:
             {key: one.row for key, one in decisions.items() if isinstance(one.row, Decision)},
         )
 
-    async def _surplus(self, outlook: Outlook, new: Key) -> dict[Key, Row | None]:
+    def _surplus(
+        self, outlook: Outlook, new: Key, plans: Mapping[Key, GapPlan], decisions: Mapping[Key, Decision]
+    ) -> dict[Key, Row | None]:
         """Return the deletions that go with a new plan: of older ones and their decisions, about other signals."""
-        plans, decisions = await self._stored()
         known: dict[str, GapPlan | Decision] = {key.entity_id: row for key, row in decisions.items()}
         known |= {key.entity_id: row for key, row in plans.items()}
         ends = {name: known[name].until_ms for name in sorted(known)} | {new.entity_id: outlook.until_ms}
