@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,15 +16,16 @@ from emergency_kit import policy_of
 from fakes import Bot, FakeMarket, candle, flat, memory_store, minute_ms, proposal, session_of, sound, stepped, until
 
 from holdfast.backends.memory import MemoryBackend
-from holdfast.cli.screen import Board
+from holdfast.cli.screen import Board, PlainScreen
 from holdfast.contract import KeyPrefix, Survives
 from holdfast.domains import context_key
 from holdfast.engine.health import Health, health_of
 from holdfast.engine.listeners import ModeChange, Trouble
-from holdfast.engine.live import Live
+from holdfast.engine.live import AtRisk, Live
 from holdfast.engine.modes import Facts, Mode, TroublePolicy, is_full, judge
 from holdfast.engine.session import Session
 from holdfast.errors import FencedError, InvalidInputError, UnavailableError
+from holdfast.names import Context
 from holdfast.rows import Outage
 from holdfast.store import Store
 from holdfast.testing.faults import Fault, FaultyBackend
@@ -368,3 +370,48 @@ async def test_what_is_at_risk_is_shown_with_the_mode_and_the_age_of_the_last_co
     backend.faults = []
     await events.aclose()
     assert [one for one in Live.status() if one.context == mine.context] == []
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_run_without_a_table_says_what_is_at_risk_at_each_change_of_mode_and_while_trouble_lasts(
+    as_json: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = Context("binance", "BTCUSDT", "my-strategy")
+    line = AtRisk(
+        context=context, mode="CLOSE_ONLY", why="the store is full", commit_age_seconds=3.0, unsaved=1,
+        signal_id="s", position="long", quantity=2.0, price=43000.0, notional=86000.0,
+    )  # fmt: skip
+    now = [1000.0]
+    monkeypatch.setattr("holdfast.cli.screen.time.monotonic", lambda: now[0])
+    board = Board([context], "a run")
+    board.at_risk = lambda: [line]
+    screen = PlainScreen(board, json=as_json)
+    capsys.readouterr()
+    said = []
+    for _ in range(2):  # the second one within the minute in which a failure is not repeated
+        screen.tell_mode(ModeChange(before="NORMAL", after="CLOSE_ONLY", why="the store is full"))
+        said.append("".join(capsys.readouterr()))
+    assert said[0] == said[1]
+    screen.redraw()
+    assert "".join(capsys.readouterr()) == "", "not twice in one breath"
+    now[0] += 20
+    screen.redraw()
+    said.append("".join(capsys.readouterr()))
+    screen.tell_trouble(Trouble(kind="emergency", context=context, why="look"))
+    told = "".join(capsys.readouterr())
+    if as_json:
+        stake = {"open": 1, "notional": 86000.0, "commitAgeSeconds": None, "unsaved": 1}
+        change = {"before": "NORMAL", "after": "CLOSE_ONLY", "why": "the store is full"}
+        assert json.loads(said[0]) == {"mode": change | stake}
+        assert json.loads(said[2]) == {"status": stake}
+        assert json.loads(told) == {"trouble": {"kind": "emergency", "context": str(context), "why": "look"}}
+    else:
+        for one in said:
+            assert "86000 at risk" in one
+            assert one.count("CLOSE_ONLY: the store is full") == 1
+            assert "1 in the emergency journal" in one
+        assert "emergency, binance/BTCUSDT/my-strategy: look" in told
+    board.at_risk = list
+    now[0] += 20
+    screen.redraw()
+    assert "".join(capsys.readouterr()) == ""

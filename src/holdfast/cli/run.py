@@ -30,7 +30,7 @@ from .loading import load_bot
 from .opening import add_route_option, reading, routes_of
 from .owning import add_conflict_option, add_lease_option, when_free
 from .plan import DEFAULT_SPEED, Plan, make_plan
-from .screen import Board, Line, LiveScreen, PlainScreen, describe, describe_mode, describe_trouble
+from .screen import Board, Line, LiveScreen, PlainScreen, describe
 from .tables import fancy, moment
 
 _REDRAW_SECONDS = 0.25
@@ -181,8 +181,8 @@ class _Run:
             default_listeners.listen("signal_live", told),
             default_listeners.listen("error", failed),
             default_listeners.listen("validation", failed),
-            default_listeners.listen("mode", lambda change: screen.fail(describe_mode(change))),
-            default_listeners.listen("trouble", lambda trouble: screen.fail(describe_trouble(trouble))),
+            default_listeners.listen("mode", screen.tell_mode),
+            default_listeners.listen("trouble", screen.tell_trouble),
         ]
         on_trouble = TroublePolicy(emergency=self._options.emergency)
         board.at_risk = Live.status

@@ -24,6 +24,7 @@ from .tables import moment, number, percent, visible
 if TYPE_CHECKING:
     from rich.console import Group
 
+_STATED_SECONDS = 15.0
 _SAME_FAILURE_SECONDS = 60.0
 _COLOURS = {"opened": "cyan", "scheduled": "blue", "partial_profit": "green", "partial_loss": "red"}
 
@@ -142,6 +143,22 @@ class Board:
             f"{self.commits} commits" + ("" if age is None else f", the last one {age:.1f} s ago") + self._at_stake()
         )
 
+    def stake(self) -> dict[str, Any]:
+        """Return what is at risk and how the store is doing, as plain values."""
+        runs, age = self.at_risk(), self.commit_age_seconds
+        notional = [one.notional for one in runs if one.signal_id is not None and one.notional is not None]
+        return {
+            "open": sum(one.signal_id is not None for one in runs),
+            "notional": round(sum(notional), 6) if notional else None,
+            "commitAgeSeconds": None if age is None else round(age, 1),
+            "unsaved": sum(one.unsaved for one in runs),
+        }
+
+    @property
+    def is_troubled(self) -> bool:
+        """Whether the mode of a run is not the normal one."""
+        return any(one.why for one in self.at_risk())
+
     def _at_stake(self) -> str:
         """Return what is at risk where quantities are known, and what a store in trouble leaves to do."""
         runs = self.at_risk()
@@ -212,6 +229,7 @@ class PlainScreen:
 
     def __init__(self, board: Board, *, json: bool) -> None:
         self._board, self._json = board, json
+        self._stated_at = -math.inf
         self._failures: dict[str, tuple[float, int]] = {}
         """When each was told, and how often it came since."""
         if not json:
@@ -234,8 +252,34 @@ class PlainScreen:
         self._failures[text] = (now, 0)
         print(f"holdfast: {visible(text)}" + _times(again), file=sys.stderr, flush=True)
 
+    def tell_mode(self, change: ModeChange) -> None:
+        """Tell of another mode, every time, with what is at risk."""
+        self._stated_at = time.monotonic()
+        if self._json:
+            plain = {"before": change.before, "after": change.after, "why": change.why, **self._board.stake()}
+            self._write(msgspec.json.encode({"mode": plain}).decode())
+        else:
+            said, stake = describe_mode(change), self._board.footer()
+            told = stake if said in stake else f"{said}; {stake}"
+            print(f"holdfast: {visible(told)}", file=sys.stderr, flush=True)
+
+    def tell_trouble(self, trouble: Trouble) -> None:
+        """Tell of what somebody should look at."""
+        if self._json:
+            context = None if trouble.context is None else str(trouble.context)
+            plain = {"kind": trouble.kind, "context": context, "why": trouble.why}
+            self._write(msgspec.json.encode({"trouble": plain}).decode())
+        else:
+            self.fail(describe_trouble(trouble))
+
     def redraw(self) -> None:
-        """Nothing to do: every line was written when it came."""
+        """While the store is in trouble, say now and then what is at risk; every other line was written at once."""
+        if self._board.is_troubled and time.monotonic() - self._stated_at >= _STATED_SECONDS:
+            self._stated_at = time.monotonic()
+            if self._json:
+                self._write(msgspec.json.encode({"status": self._board.stake()}).decode())
+            else:
+                print(f"holdfast: {visible(self._board.footer())}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Write how it ended."""
@@ -275,6 +319,14 @@ class LiveScreen:
         if text in self._board.failures:
             self._board.failures.remove(text)
         self._board.failures.append(text)
+
+    def tell_mode(self, change: ModeChange) -> None:
+        """Keep it for the next drawing, whose last line says what is at risk."""
+        self.fail(describe_mode(change))
+
+    def tell_trouble(self, trouble: Trouble) -> None:
+        """Keep it for the next drawing."""
+        self.fail(describe_trouble(trouble))
 
     def redraw(self) -> None:
         """Draw the table again."""
