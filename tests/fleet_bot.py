@@ -47,6 +47,24 @@ ENTRY_SECONDS, EXIT_SECONDS, GRACE_SECONDS = 0.5, 0.4, 0.1
 """How long orders are valid, and how far clocks may be apart: all less than the shortest lease."""
 
 
+class Begun:
+    """Seconds since the moment that a file names; 0 until it is there.
+
+    Args:
+        path: Holds a time of ``time.monotonic``.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path, self._began = Path(path), 0.0
+
+    def __call__(self) -> float:
+        if not self._began:
+            if not self._path.exists():
+                return 0.0
+            self._began = float(self._path.read_text())
+        return time.monotonic() - self._began
+
+
 class Home(msgspec.Struct, frozen=True, kw_only=True):
     """A machine that a process believes to live on."""
 
@@ -83,8 +101,10 @@ class Market(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     symbols: tuple[str, ...]
     minutes: int
-    began: float
-    """When its clock began, on ``time.monotonic``."""
+    began: float = 0.0
+    """When its clock began, on ``time.monotonic``; or where :attr:`begins` tells it, 0."""
+    begins: str = ""
+    """A file that will say when its clock begins; until it is there, the clock stands still."""
     minute_seconds: float
     elsewhere: bool = False
     """Each process believes that it is on a machine of its own: no pid tells the others that it is gone."""
@@ -95,7 +115,8 @@ class Market(msgspec.Struct, frozen=True, kw_only=True):
         """Return it as an exchange."""
         history = SyntheticMarket(self.seed, self.symbols, minutes=HISTORY_MINUTES + self.minutes)
         start_ms = history.first_ms + HISTORY_MINUTES * MINUTE_MS
-        pace = RunningPace(start_ms, history.last_ms, speed=60 / self.minute_seconds)
+        now = Begun(self.begins) if self.begins else time.monotonic
+        pace = RunningPace(start_ms, history.last_ms, speed=60 / self.minute_seconds, now=now)
         pace._began = self.began
         return LocalMarket(history, pace)
 

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,7 +42,8 @@ BOT = Path(__file__).with_name("fleet_bot.py")
 BLOWS = ("kill", "leave", "pause", "kill")
 _LOOK_SECONDS = 0.05
 _PAUSE_LEASES = 2.2
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 120.0
+_PULSE_SECONDS = 0.02
 
 
 class Found(msgspec.Struct, kw_only=True):
@@ -60,7 +62,30 @@ class Found(msgspec.Struct, kw_only=True):
     trades: int = 0
     outages: int = 0
     wrong: list[str] = []
+    late_seconds: float = 0.0
+    """How late this process was woken at most, when it wanted to sleep for a moment: how busy the machine was."""
     seconds: float = 0.0
+
+
+class Pulse:
+    """Measures how late a thread of this machine is woken. Begins at once."""
+
+    def __init__(self) -> None:
+        self.most_seconds = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it. Repeatable."""
+        self._over.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._over.is_set():
+            before = time.monotonic()
+            self._over.wait(_PULSE_SECONDS)
+            self.most_seconds = max(self.most_seconds, time.monotonic() - before - _PULSE_SECONDS)
 
 
 class Blow(NamedTuple):
@@ -105,16 +130,20 @@ class Fire:
 
     def run(self, seconds: float, every: tuple[float, float], blows: Sequence[str] = BLOWS) -> Found:
         """Let the market run for so long, with these blows at random times apart; then compare everything."""
-        began = time.monotonic()
+        began, clock = time.monotonic(), self.place / "began"
         self.market = fleet_bot.Market(
-            seed=self.seed, symbols=self.symbols, minutes=int(seconds / self.minute_seconds), began=began + 1.0,
+            seed=self.seed, symbols=self.symbols, minutes=int(seconds / self.minute_seconds), begins=str(clock),
             minute_seconds=self.minute_seconds, elsewhere=True,
         )  # fmt: skip
-        self.ends = began + 1.0 + seconds
+        pulse = Pulse()
         try:
             for _ in range(self.workers):
                 self._start()
             self._until(self._all_owned, "not every context found an owner")
+            # Only now: however long a busy machine takes to start them, there is as much time for the blows.
+            self.ends = time.monotonic() + seconds
+            clock.with_suffix(".new").write_text(repr(time.monotonic()))
+            clock.with_suffix(".new").rename(clock)
             for kind in itertools.cycle(blows):
                 pause = self.random.uniform(*every)
                 if time.monotonic() + pause > self.ends - 2.5 * self.lease_seconds:
@@ -130,9 +159,11 @@ class Fire:
             self._end_all()
             self._finish()
         finally:
+            pulse.stop()
             for one in self.processes.values():
                 one.kill()
                 one.wait()
+        self.found.late_seconds = round(pulse.most_seconds, 2)
         self._judge()
         self.found.seconds = round(time.monotonic() - began, 1)
         return self.found

