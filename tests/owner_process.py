@@ -14,9 +14,11 @@ import fleet_bot
 from holdfast.contract import Survives
 from holdfast.engine.live import Live
 from holdfast.engine.registry import default_registry
-from holdfast.errors import FencedError, HoldfastError
+from holdfast.errors import FencedError, HoldfastError, UnavailableError
 from holdfast.store import Store
 from holdfast.urls import open_backend
+
+_OPENINGS = 10
 
 
 async def hold(store: Store, symbol: str, lease_seconds: float) -> None:
@@ -43,7 +45,13 @@ async def hold(store: Store, symbol: str, lease_seconds: float) -> None:
 async def main(url: str, lease_seconds: float) -> None:
     """Hold every symbol of the market until it ends, or SIGTERM comes."""
     store = Store(open_backend(url), require=Survives.NOTHING)  # some of the tests' servers are kept in memory
-    await store.open()
+    for attempts_left in reversed(range(_OPENINGS)):
+        try:
+            await store.open()
+            break
+        except UnavailableError:  # the other one, held up by a busy machine, may keep a file locked for long
+            if not attempts_left:
+                raise
     symbols = default_registry.strategy(fleet_bot.STRATEGY).symbols
     tasks = [asyncio.ensure_future(hold(store, symbol, lease_seconds)) for symbol in symbols]
 

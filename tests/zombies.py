@@ -112,6 +112,8 @@ class Zombies:
                 while self.found.runs < runs and not self.found.wrong:
                     if time.monotonic() - began > time_cap_seconds or self.found.blocked > 5 + runs:
                         break
+                    if any(one.poll() is not None for one in processes.values()):
+                        break  # how it ended is told below
                     self._one(processes)
                     self._listen()
             self._judge()
@@ -153,7 +155,7 @@ class Zombies:
                 one.wait()
 
     def _last_words(self) -> str:
-        return " | ".join(path.read_text()[-300:] for path in sorted(self.logs.iterdir()))
+        return " | ".join(path.read_text()[-1500:] for path in sorted(self.logs.iterdir()))
 
     # ------------------------------------------------------------------ one run
 
