@@ -150,14 +150,21 @@ class Lifeline:
             return False
         if self._guards_unknown and any(key.domain == "guard" for key in rows):
             raise UnavailableError(f"{self._context}: the guard rows of its risk profiles cannot be read")
+        before = self._hung
         try:
-            await self._to_store(tenure, {**more, **rows}, expect, bounded=exits or not rows)
-        except NO_STORE:
-            if not (exits and self.can_keep):
-                raise
-            await self._keep(tenure, rows)
-            return False
-        return True
+            try:
+                await self._to_store(tenure, {**more, **rows}, expect, bounded=exits or not rows, exits=exits)
+                return True
+            except NO_STORE:
+                if not (exits and self.can_keep):
+                    raise
+                await self._keep(tenure, rows)
+                return False
+        except NO_STORE as error:
+            if exits and self._hung is not before:  # it may be applied yet: nothing can be decided on what is known
+                told = f"{self._context}: an exit was given up, and can be kept no more: recover with a new session"
+                raise FailedError(told) from error
+            raise
 
     async def merge(self, tenure: Tenure, *, recovering: bool = False) -> bool:
         """Commit what is kept; the caller holds the tenure's turn, or is about to recover anew.
@@ -211,7 +218,13 @@ class Lifeline:
     # ------------------------------------------------------------------ the store
 
     async def _to_store(
-        self, tenure: Tenure, changes: Mapping[Key, Row | None], expect: Mapping[Key, int], *, bounded: bool
+        self,
+        tenure: Tenure,
+        changes: Mapping[Key, Row | None],
+        expect: Mapping[Key, int],
+        *,
+        bounded: bool,
+        exits: bool,
     ) -> None:
         if self.owes:
             await self.merge(tenure)
@@ -222,17 +235,18 @@ class Lifeline:
             # An entry, or what waits for no exit, may take the time that it takes.
             bounded = bounded and self._health.emergency.has_room
             sending = tenure.commit(changes, expect)
-            await (self._in_time(sending, hangs=True) if bounded else sending)
+            await (self._in_time(sending, hangs=True, exits=exits) if bounded else sending)
         except BaseException as error:
             self._health.ended(number, error)
             raise
         self._health.ended(number)
 
-    async def _in_time(self, work: Awaitable[T], *, hangs: bool = False) -> T:
+    async def _in_time(self, work: Awaitable[T], *, hangs: bool = False, exits: bool = False) -> T:
         """Wait for the store as long as the policy says.
 
         Args:
             hangs: It is a commit that may still be applied afterwards.
+            exits: It is given up only while it can be kept: whoever decided anew would meet its own commit.
 
         Raises:
             UnavailableError: It took longer; it was given up.
@@ -241,6 +255,8 @@ class Lifeline:
         seconds = self._health.policy.patience_seconds
         try:
             await asyncio.wait((task,), timeout=seconds)
+            while exits and not task.done() and not self.can_keep:
+                await asyncio.wait((task,), timeout=seconds)
         except asyncio.CancelledError:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

@@ -151,7 +151,7 @@ class Outbox:
     def delivered(self) -> None:
         """Count the oldest event as delivered; its row goes with the next deletion."""
         event = self._waiting.popleft()
-        if event.number in self.kept:
+        if event.number in self.kept or self._early:  # rows go in the order of their numbers
             self._early.append(event)
         else:
             self._delivered.append(event_key(self.context, event.number))
