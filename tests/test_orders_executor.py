@@ -505,7 +505,7 @@ async def test_an_answer_that_cannot_be_committed_is_committed_before_anything_e
 async def test_orders_of_another_account_stop_the_start() -> None:
     store = await left_behind(stored("open", account="another"), is_open=True)
     desk = Desk()
-    with pytest.raises(InvalidInputError, match="under way in the account 'another'"):
+    with pytest.raises(InvalidInputError, match="not settled in the account 'another'"):
         await live(desk, store)
     assert desk.broker.calls == []
 

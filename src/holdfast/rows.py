@@ -348,7 +348,7 @@ class Order(Row, frozen=True, kw_only=True, omit_defaults=True):
     expires_at_ms: int
     """From then on the venue is asked to refuse it."""
     adopted: bool = False
-    """Nobody sent it: it stands for a position that was there, and that an operator put under watch."""
+    """By an operator's word: it stands for a position that was put under watch, or was settled by hand; nobody asks."""
     note: str = ""
 
 

@@ -32,8 +32,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="take a row in quarantine, or a position from elsewhere, as it is",
         description="Release the row that lies in quarantine and take it as the context's own; or, with --position and "
         "the others, put a position that came about elsewhere under the bot's watch; or, with --at-venue, give an open "
-        "signal that has no order the one that its exits follow from. Where the file of --bot has a broker, the venue "
-        "is asked how much it holds. Refused while a bot owns it.",
+        "signal that has no order the one that its exits follow from; or, with --account, take its orders to the "
+        "account of the bot's new key. Where the file of --bot has a broker, the venue is asked how much it holds. "
+        "Refused while a bot owns it.",
     )
     parser.add_argument("target", metavar="CONTEXT|KEY", help="EXCHANGE/SYMBOL/STRATEGY, or a key as `show` tells it")
     parser.add_argument("--position", choices=("long", "short"), help="a position from elsewhere")
@@ -53,6 +54,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--without-order", action="store_true", help="watch it only: its exit is told, and nothing is sent"
     )
+    parser.add_argument(
+        "--account", action="store_true", help="the bot has a new key: its orders belong to the account of that one"
+    )
     add_options(parser)
     parser.set_defaults(command=_adopt)
 
@@ -64,12 +68,14 @@ def _adopt(options: argparse.Namespace) -> int:
         raise InvalidInputError(f"a position from elsewhere needs {', '.join(missing)} too")
     if given and row_key(options.target) is not None:
         raise InvalidInputError(f"{options.target} is a key: name the context whose position it is")
+    if options.account and (given or options.at_venue or options.without_order or row_key(options.target) is not None):
+        raise InvalidInputError("--account moves the orders of a context: name that, and leave out the position")
     _require_sense(options, at_venue=options.at_venue, described=bool(given))
     load(options)
 
     async def adopt() -> Done:
         async with opened(options.store, options.route, read_only=False) as store:
-            if given or options.at_venue:
+            if given or options.at_venue or options.account:
                 return await _at_venue(store, await named(store, options.target), options)
             key = row_key(options.target) or await _kept(store, await named(store, options.target))
             return await hands(store, options).adopt(key)
@@ -104,7 +110,7 @@ def _require_sense(options: argparse.Namespace, *, at_venue: bool, described: bo
         raise InvalidInputError("--without-order asks no venue: leave out --at-venue and --quantity")
     if not described and (options.without_order or (options.quantity is not None and not at_venue)):
         raise InvalidInputError("of which position? Give --position and the others, or --at-venue")
-    if options.bot is None and (at_venue or options.quantity is not None):
+    if options.bot is None and (at_venue or options.account or options.quantity is not None):
         raise InvalidInputError("the venue is asked through the bot's broker: give --bot BOT.py")
 
 
@@ -113,7 +119,7 @@ async def _at_venue(store: Store, context: Context, options: argparse.Namespace)
     worker = hands(store, options)
     exchange = next((e for e in default_registry.list_exchanges() if e.exchange_name == context.exchange_name), None)
     if exchange is None or exchange.broker is None or options.without_order:
-        if options.at_venue or options.quantity is not None:
+        if options.at_venue or options.account or options.quantity is not None:
             raise InvalidInputError(f"{options.bot} adds no exchange {context.exchange_name!r} with a broker")
         if not options.without_order:
             await _require_no_orders(store, context)
@@ -123,6 +129,8 @@ async def _at_venue(store: Store, context: Context, options: argparse.Namespace)
         clock=lambda: worker.now_ms,
     )  # fmt: skip
     try:
+        if options.account:
+            return await worker.move(context, holdings)
         if options.at_venue:
             return await worker.adopt_at_venue(context, holdings, quantity=options.quantity)
         return await _position(worker, context, options, holdings)

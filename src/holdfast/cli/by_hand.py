@@ -102,6 +102,11 @@ def brief(row: Any) -> str:
         "lastEvent",
         "fromMs",
         "toMs",
+        "action",
+        "account",
+        "state",
+        "filledQuantity",
+        "missingQuantity",
     )
     told = [f"{name} {row[name]}" for name in shown if name in row]
     return ", ".join(told) or "there"

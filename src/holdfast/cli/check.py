@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from ..contract import Guarantees
+from ..domains import context_key, order_key
+from ..engine.orders import Book, is_ended
 from ..invariants import check_store
+from ..names import Context
+from ..rows import Order, Signal
 from ..store import Store
 from .exits import LOSS, OK
 from .opening import add_route_option, reading
@@ -48,6 +52,7 @@ async def examine(store: Store) -> Verdict:
         for key, reason in sorted(store.damaged.items())
         if str(key) not in seen
     ]
+    findings += await _left_open(store)
     promise: Guarantees = store.guarantees
     return Verdict(
         ok=not findings,
@@ -58,6 +63,33 @@ async def examine(store: Store) -> Verdict:
         warnings=promise.warnings,
         findings=findings,
     )
+
+
+async def _left_open(store: Store) -> list[Finding]:
+    """Find positions that stand at a venue while no signal is open for them and no order is to close them.
+
+    That is no broken rule: the next run with the broker sends the exit. But until then nobody watches them.
+    """
+    signals = [cast("Signal", loaded.row) for loaded in (await store.scan("signal")).values()]
+    open_ids = {(signal.context, signal.id) for signal in signals}
+    books: dict[str, list[Order]] = {}
+    for key, loaded in (await store.scan("order")).items():
+        order = cast("Order", loaded.row)
+        if not store.is_stopped(context_key("signal", Context(*order.context))):
+            books.setdefault(key.entity_name, []).append(order)
+    found = []
+    for book in map(Book, books.values()):
+        for signal_id in book.unsettled():
+            orders, left = book.of(signal_id), book.position(signal_id)
+            context = Context(*orders[0].context)
+            if left and all(map(is_ended, orders)) and (context, signal_id) not in open_ids:
+                message = (
+                    f"{left:g} of {context.symbol} were entered for signal {signal_id!r:.80}, which is over, and no "
+                    "order is to close them: start the bot with its broker"
+                )
+                key = order_key(context, orders[0].client_order_id)
+                found.append(Finding("position-left-open", str(key), message))
+    return found
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -30,6 +30,7 @@ from .modes import TroublePolicy
 from .ownership import OnConflict
 from .registry import ExchangeSpec, StrategySpec
 from .session import Session
+from .tending import require_account
 from .turns import Turn
 from .until import Flag, Until
 from .worker import LEASE_SECONDS, SignOfLife, sign_of_life
@@ -184,11 +185,24 @@ class Driver:
             listeners=self._listeners, sign=sign, clock=self._clock, sleep=self._sleep,
         )  # fmt: skip
 
+    @staticmethod
+    async def require_broker(session: Session) -> None:
+        """Refuse to go on with orders that nobody could send anything for.
+
+        Raises:
+            InvalidInputError: There is no broker, and orders are not settled.
+            UnavailableError: The store cannot be read now.
+        """
+        if session.executor is None:
+            kept = session.writer.lifeline.kept_rows("order")  # which the store does not have yet
+            await require_account(session.store, session.context, None, kept.values())
+
     async def _recover(self, session: Session) -> None:
         """Recover, however long the store takes to answer."""
         while True:
             try:
                 await session.recover()
+                await self.require_broker(session)
                 self._gap = Gap(session, self._strategy.recovery, clock=self._clock)
                 self._queue.clear()
                 self._newest_ms = self._next_ms = None

@@ -59,6 +59,7 @@ from .orders import (
     wanted,
     withdrawal,
 )
+from .tending import refuse_foreign
 from .venue import Venue, quantity_of
 from .worker import SignOfLife
 
@@ -152,12 +153,8 @@ class Executor:
         rows = await session.store.scan("order", context_key("session", session.context).entity_name)
         kept = session.writer.lifeline.kept_rows("order")  # which the store does not have yet
         self.book = Book(cast("Order", row) for row in ({key: one.row for key, one in rows.items()} | kept).values())
+        refuse_foreign(session.context, self.book, self.terms.account)
         for order in self.book.orders.values():
-            if order.account != self.terms.account and not self.book.is_settled(order.signal_id):
-                raise InvalidInputError(
-                    f"{session.context}: order {order.client_order_id} is under way in the account {order.account!r}, "
-                    f"and this broker trades {self.terms.account!r}: start with the key of the first"
-                )
             if self._is_doubtful(order):
                 self._doubtful.add(order.client_order_id)
         self._session, self._over = session, False

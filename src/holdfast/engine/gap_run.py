@@ -25,6 +25,7 @@ from .plan import Outlook, What
 from .recovery import stopped_reasons
 from .registry import Registry, default_registry
 from .session import Session, wall_clock_ms
+from .tending import require_account
 from .turns import Turns
 from .venue_plan import VenueVerdict, ask_venue
 from .worker import LEASE_SECONDS
@@ -81,11 +82,14 @@ class GapRun:
         """Return what recovering ``context`` would do; owns, changes and records nothing.
 
         Raises:
+            InvalidInputError: Its orders are not settled, and the broker is another account's, or there is none.
             UnavailableError: The store or the exchange cannot be asked now.
             CorruptedError: A newer version wrote a row of it.
         """
         driver, session = self._begun(context)
         stopped = await session.look()
+        broker = session.exchange.broker
+        await require_account(self._store, context, None if broker is None else broker.account)
         outlook = None
         if session.state.signal is not None or session.state.scheduled is not None:
             candles = await driver.fetch_missed(session)
@@ -98,6 +102,7 @@ class GapRun:
 
         Raises:
             HeldError: Another process owns it and lives; the message names it.
+            InvalidInputError: Its orders are not settled, and the broker is another account's, or there is none.
             UnavailableError: The store or the exchange cannot be used now; call again.
             FencedError: Somebody else has taken it over.
 
@@ -106,6 +111,7 @@ class GapRun:
         driver, session = self._begun(context)
         try:
             await session.recover()
+            await driver.require_broker(session)
             restored = session.state.signal or session.state.scheduled
             outlook, decided, undecided = None, None, ""
             before = session.state.last_event

@@ -30,12 +30,15 @@ from .audited import Audited, Done, Wanted
 from .commits import Outages, changes
 from .holdings import Holding, Holdings, order_of
 from .lanes import Sleep, commit_surely
+from .orders import Book
 from .outbox import trade_of
 from .plan import ended
 from .reconcile import Plan, reconcile
 from .recovery import Looked
 from .salvaging import context_of, readable
 from .session import wall_clock_ms
+from .settling import moved
+from .settling import settled as settled_by_hand
 from .worker import Watch
 
 FARTHEST_MS = 7 * 1440 * MINUTE_MS
@@ -210,23 +213,56 @@ class Hands:
         name = context_key("signal", context).entity_name
         return await self._audited.commit("adopt", str(context), name, context, wanted)
 
+    async def move(self, context: Context, holdings: Holdings) -> Done:
+        """Have the orders that are not settled belong to another account: the same one under a new key.
+
+        Args:
+            holdings: Of that account; the venue must show there what the orders come to.
+
+        Raises:
+            NotFoundError: Every order is settled.
+            InvalidInputError: They belong to it already, or it does not hold what they come to.
+            HeldError: A live process owns the context, or another scope trades the account.
+            UnavailableError: Somebody cannot be asked now.
+
+        Crash: All of it is done, or nothing.
+        """
+
+        async def wanted(seen: Looked) -> Wanted:
+            book, versions = await self._orders(context)
+            if not book.unsettled():
+                raise NotFoundError(f"{context}: every order is settled: there is nothing to move")
+            rows = {order_key(context, one.client_order_id): one for one in moved(book, holdings.account)}
+            if not rows:
+                raise InvalidInputError(f"{context}: its orders belong to the account {holdings.account!r} already")
+            await holdings.require_held(context, list(rows.values()))
+            guards = await self._audited.guards(seen.plan.profiles, versions)
+            return Wanted({**seen.plan.changes, **guards, **rows}, versions)
+
+        name = context_key("signal", context).entity_name
+        return await self._audited.commit("adopt", str(context), name, context, wanted)
+
     def _order(self, signal: Signal, holding: Holding) -> dict[Key, Order]:
         order = order_of(signal, holding, now_ms=self._clock(), by=self._operator)
         return {order_key(signal.context, order.client_order_id): order}
 
     # ------------------------------------------------------------------ close
 
-    async def close(self, context: Context, price: float, *, at_ms: int | None = None) -> Done:
+    async def close(
+        self, context: Context, price: float | None, *, at_ms: int | None = None, settled: bool = False
+    ) -> Done:  # fmt: skip
         """Close what is open at ``price``, or cancel what waits: a transition with its event and its trade.
 
         Nothing is sent to a venue.
 
         Args:
             at_ms: When; default: now.
+            settled: The operator has seen at the venue that nothing of its orders is left: they count as ended, what
+                was not closed as gone, and nobody asks about them again. It may be that nothing else is open then.
 
         Raises:
             NotFoundError: Nothing is open and nothing waits.
-            InvalidInputError: Its row is in quarantine, or the time is far from the last decision.
+            InvalidInputError: Its row is in quarantine, the time is far from the last decision, or a price is missing.
             HeldError: A live process owns the context.
 
         Crash: All of it is done, or nothing; the trade is written a moment later, or by the next run.
@@ -234,13 +270,21 @@ class Hands:
 
         async def wanted(seen: Looked) -> Wanted:
             state = seen.plan.state
+            orders, versions = await self._settled(context) if settled else ({}, {})
             if state.signal is None and state.scheduled is None:
                 self._require_free(seen, context)
-                raise NotFoundError(f"{context}: nothing is open and nothing waits")
+                if not orders:
+                    more = ", and every order is settled" if settled else ""
+                    raise NotFoundError(f"{context}: nothing is open and nothing waits{more}")
+                guards = await self._audited.guards(seen.plan.profiles, versions)
+                return Wanted({**seen.plan.changes, **guards, **orders}, versions)
+            if price is None:
+                raise InvalidInputError(f"{context}: something is open or waits, so say at which price it ends")
             candle = self._candle(state, at_ms, price)
             transition = ended(state, self._audited.spec(seen), candle, price, "operator")
             assert transition is not None
-            return await self._moved(seen, transition)
+            ending = await self._moved(seen, transition)
+            return ending._replace(changes={**ending.changes, **orders}, expect={**ending.expect, **versions})
 
         done = await self._audited.commit(
             "close", str(context), context_key("signal", context).entity_name, context, wanted
@@ -248,6 +292,19 @@ class Hands:
         if done.event is not None and done.event.kind == "closed":
             await self._record(context, done.event)
         return done
+
+    async def _settled(self, context: Context) -> tuple[dict[Key, Order], dict[Key, int]]:
+        """Return the rows that settle every order, and what was read for it."""
+        book, versions = await self._orders(context)
+        rows = {order_key(context, one.client_order_id): one for one in settled_by_hand(
+            book, now_ms=self._clock(), by=self._operator
+        )}  # fmt: skip
+        return rows, {**dict.fromkeys(rows, 0), **versions}
+
+    async def _orders(self, context: Context) -> tuple[Book, dict[Key, int]]:
+        found = await self._store.scan("order", context_key("session", context).entity_name)
+        book = Book(cast("Order", loaded.row) for loaded in found.values())
+        return book, {key: loaded.version for key, loaded in found.items()}
 
     async def _record(self, context: Context, event: Event) -> None:
         key, trade = ledger_key(context, event.signal.id), trade_of(event)
@@ -298,6 +355,8 @@ class Hands:
             raise NotFoundError(f"{key}: there is no such row, nor one in quarantine", key=key)
         if key.domain not in ("partial", "risk"):
             remedy = "close it" if key.domain in ("signal", "schedule") else "the engine keeps it in order by itself"
+            if key.domain == "order":
+                remedy = "settle it with `holdfast close CONTEXT --settled`, once nothing of it is left at the venue"
             raise InvalidInputError(f"{key} is not in quarantine, and means something: {remedy}")
         if seen is not None and (seen.plan.state.signal is not None or seen.found.signal_stopped):
             raise InvalidInputError(f"{key} belongs to what is open (or in quarantine) there: close or clear that")

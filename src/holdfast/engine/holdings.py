@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 import msgspec
@@ -25,10 +25,14 @@ from ..names import Context
 from ..rows import Order, Position, Signal
 from ..store import Loaded, Store
 from .account import AccountRecord
+from .answers import answered
 from .broker import Broker, VenuePosition
 from .lanes import Sleep
 from .orders import DUST, Book, client_order_id, is_ended
 from .venue import bounded
+
+_FEES = 0.01
+"""The part of what was bought that a spot venue may have kept as its fee."""
 
 
 class Holding(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +145,48 @@ class Holdings:
         await self._record.still()
         entry = next((one.entry_price for one in positions if (one.symbol, one.side) == (context.symbol, side)), None)
         return Holding(account=self._broker.account, side=side, quantity=left, entry_price=entry)
+
+    @property
+    def account(self) -> str:
+        """The account's fingerprint."""
+        return self._broker.account
+
+    async def require_held(self, context: Context, orders: Sequence[Order]) -> None:
+        """Refuse to take orders over that the account does not hold.
+
+        Args:
+            orders: As they would be stored; those under way are asked about, so that a lost answer counts.
+
+        Raises:
+            InvalidInputError: It holds less than they come to; the message says what it holds.
+            HeldError: Another scope of the store trades the account.
+            FencedError: Somebody else has begun to act on the account: run it again.
+            UnavailableError: The venue or the store cannot be asked now.
+
+        Crash: The account's record is there, or its epoch is raised.
+        """
+        await self._record.act()
+        named = {order.client_order_id: order for order in orders}
+        for order in orders:
+            if not is_ended(order):
+                report = await bounded(self._broker.find(context.symbol, order.client_order_id))
+                named[order.client_order_id] = order if report is None else answered(order, report)
+        positions = await bounded(self._broker.positions())
+        stored = {loaded.row.client_order_id: loaded.row for loaded in (await self._orders()).values()}
+        rows = (stored | named).values()
+        accounts = {self.account, *(stored[name].account for name in named if name in stored)}
+        both = [told(rows, context.symbol, account) for account in accounts]
+        net = sum(sides["long"] - sides["short"] for sides in both)  # other contexts may net a part away
+        shown_net = held(positions, context.symbol, "long") - held(positions, context.symbol, "short")
+        for side, ours in told(rows, context.symbol, self.account).items():
+            shown = held(positions, context.symbol, side)
+            if shown < ours * (1 - _FEES) and abs(shown_net - net) > ours * _FEES:
+                raise InvalidInputError(
+                    f"{context}: the account {self.account!r} shows {_listed(positions, context.symbol)} of "
+                    f"{context.symbol}, and the orders come to {side} {ours:g}: give the key of the account that holds "
+                    f"it; or, where it was closed at the venue, `holdfast close {context} --settled`"
+                )
+        await self._record.still()
 
     def _require(self, context: Context, side: Position, quantity: float, left: float) -> None:
         if not 0 < quantity <= left * (1 + DUST):
