@@ -1,9 +1,14 @@
 """Plans that once found something, shrunk and kept: each must be in order now.
 
-Plans, not seeds: a change of how plans are drawn makes another history of a seed.
+Plans, not seeds: a change of how plans are drawn makes another history of a seed. ``make torture`` puts the shrunk plan
+of a seed that fails into ``tests/simulation_plans``, where it is a test from then on.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
 
 from holdfast.testing.simulation import Fault, Plan
 from holdfast.testing.simulation.plan import SimulatedContext, SimulatedProcess
@@ -26,3 +31,9 @@ PLANS: dict[str, Plan] = {
         limit=1, lease_seconds=480.0, lag_seconds=0.002,
     ),
 }  # fmt: skip
+
+KEPT: dict[str, Plan] = {
+    file.stem: msgspec.json.decode(file.read_bytes(), type=Plan)
+    for file in sorted(Path(__file__).with_name("simulation_plans").glob("*.json"))
+}
+"""Those that ``make torture`` has found and kept."""

@@ -7,6 +7,7 @@ be mended. 130: interrupted.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from .shrink import shrunk
 from .world import Outcome, play
 
 OK, VIOLATED, USAGE, INTERRUPTED = 0, 1, 2, 130
+_COMMAND = "python -m holdfast.testing.simulation"
 
 
 class Total(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +37,12 @@ class Total(msgspec.Struct, frozen=True, kw_only=True):
     events: int
     failed: tuple[int, ...] = ()
     violation: str = ""
+    replay: str = ""
+    """The command that plays the first one that failed again, step by step."""
     shrunk: Plan | None = None
+    kept: str = ""
+    """The file that the shrunk plan was written to."""
+    replay_shrunk: str = ""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--first", type=int, default=0, metavar="S", help="seed of the first one (default: 0)")
     made.add_argument("--jobs", type=int, default=1, metavar="N", help="on how many processes at once (default: 1)")
     made.add_argument("--resume", metavar="DIR", help="keep results there, and go on where an earlier call stopped")
+    made.add_argument(
+        "--keep", metavar="DIR", help="write the shrunk plan of a failing seed there (default: that of --resume)"
+    )
     made.add_argument("--time-cap", type=float, default=0.0, metavar="SECONDS", help="begin nothing after so long")
     made.add_argument("--replay", type=int, metavar="SEED", help="play one history and print it step by step")
     made.add_argument(
@@ -101,7 +111,8 @@ def _hunt(options: argparse.Namespace) -> int:
         failed=tuple(hunt.failed),
     )  # fmt: skip
     if hunt.failed:
-        total = _explained(total, hunt.failed[0])
+        keep = Path(options.keep) if options.keep else resume
+        total = _explained(total, hunt.failed[0], keep)
     if options.json:
         print(msgspec.json.encode(total).decode())
         return OK if total.ok else VIOLATED
@@ -112,18 +123,28 @@ def _hunt(options: argparse.Namespace) -> int:
     )
     if total.failed:
         print(f"seed {total.failed[0]}: {total.violation}")
+        print(f"replay it: {total.replay}")
         print(f"shrunk: {msgspec.json.encode(total.shrunk).decode()}")
+        if total.kept:
+            print(f"replay that: {total.replay_shrunk}")
     return OK if total.ok else VIOLATED
 
 
-def _explained(total: Total, seed: int) -> Total:
-    """Shrink the first failing seed to the least plan that violates the same kind of thing."""
+def _explained(total: Total, seed: int, keep: Path | None) -> Total:
+    """Shrink the first failing seed to the least plan that violates the same kind of thing, and keep that plan."""
     outcome = play(seed)
+    total = msgspec.structs.replace(total, replay=f"{_COMMAND} --replay {seed}")
     if outcome.ok:
         return msgspec.structs.replace(total, violation="in order when it was played again: the code has changed")
     kind = _kind(outcome)
     small = shrunk(outcome.plan, lambda plan: not (other := play(plan)).ok and _kind(other) == kind)
-    return msgspec.structs.replace(total, violation=play(small).violations[0], shrunk=small)
+    total = msgspec.structs.replace(total, violation=play(small).violations[0], shrunk=small)
+    if keep is None:
+        return total
+    keep.mkdir(parents=True, exist_ok=True)
+    kept = keep / f"seed-{seed}.json"
+    kept.write_bytes(msgspec.json.format(msgspec.json.encode(small), indent=1) + b"\n")
+    return msgspec.structs.replace(total, kept=str(kept), replay_shrunk=f"{_COMMAND} --plan {shlex.quote(str(kept))}")
 
 
 def _kind(outcome: Outcome) -> str:
