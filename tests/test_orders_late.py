@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from fakes import candle, memory_store, proposal
-from order_kit import Desk
+import asyncio
+from typing import Any
 
+import pytest
+from fakes import candle, memory_store, proposal
+from order_kit import Desk, orders_in
+
+from holdfast.engine.broker import Features
+from holdfast.engine.orders import Book, Terms, Wait, next_step
 from holdfast.engine.session import Session
-from holdfast.rows import Signal
+from holdfast.rows import Order, Signal
 
 
 async def test_nothing_begins_while_a_late_fill_of_an_earlier_signal_waits_to_be_closed() -> None:
@@ -53,3 +59,68 @@ async def desk_sleeps(desk: Desk, seconds: int, *, until: object) -> None:
         if until():
             return
     raise AssertionError("it never came to that")
+
+
+async def test_a_listener_that_never_returns_keeps_no_exit_from_being_sent() -> None:
+    desk = Desk()
+    store = await memory_store()
+    session = await desk.session(store)
+    heard: list[object] = []
+    enough = asyncio.Event()
+
+    async def hang(failure: object) -> None:
+        heard.append(failure)
+        await enough.wait()
+
+    desk.bot.listeners.listen("error", hang)
+    signal = await opened(session, minute=0)
+    executor = session.executor
+    assert executor is not None
+    await desk_sleeps(desk, 60, until=lambda: executor.book.position(signal.id) == 2)
+    desk.broker.faults = ["reject"]
+    again = session.step(candle(1, 41900, low=41000))
+    assert again is not None
+    await again
+    await desk_sleeps(desk, 600, until=lambda: desk.broker.held_quantity == 0)
+    assert heard, "the refusal was told"
+    enough.set()
+    await session.close()
+    await store.close()
+
+
+async def test_a_run_that_is_to_leave_does_not_wait_for_a_venue_that_cannot_be_asked() -> None:
+    desk = Desk()
+    store = await memory_store()
+    desk.broker.faults, desk.broker.read_faults = ["lost request"], 10**9
+    run = desk.run(store)
+
+    async def watch() -> list[str]:
+        return [event.kind async for event in run]
+
+    watching = asyncio.ensure_future(watch())
+    await desk_sleeps(desk, 300, until=lambda: desk.broker.sent)
+    run.leave()
+    await desk_sleeps(desk, 300, until=watching.done)
+    assert await watching == ["opened"]
+    (entry,) = (await orders_in(store)).orders.values()
+    assert entry.state in ("intended", "unknown"), "whoever goes on asks"
+    await store.close()
+
+
+@pytest.mark.parametrize("state", ["unknown", "rejected"])
+def test_a_clock_that_is_set_back_an_hour_delays_no_exit(state: Any) -> None:
+    now_ms, hour_ms = 10_000_000_000, 3_600_000
+    promised = Features(refuses_repeated_ids="always", refuses_expired=True, reduce_only=True)
+    terms = Terms(
+        account="a", features=promised, entry_validity_ms=30_000, exit_validity_ms=10_000, grace_ms=25_000, poll_ms=1000
+    )  # fmt: skip
+    common: dict[str, Any] = {
+        "context": ("x", "B", "s"), "account": "a", "signal_id": "s1", "quantity": 2.0, "epoch": 1,
+        "intended_at_ms": now_ms, "expires_at_ms": now_ms + 10_000,
+    }  # fmt: skip
+    entry = Order(client_order_id="o", action="open", side="buy", state="filled", filled_quantity=2.0, **common)
+    leaving = Order(client_order_id="c", action="close", side="sell", state=state, **common)
+    book = Book([entry, leaving])
+    for at_ms in (now_ms + 100, now_ms - hour_ms):
+        due = next_step(book, None, terms, now_ms=at_ms, epoch=1, asked={"c": now_ms})
+        assert isinstance(due, Wait) is (at_ms > now_ms)

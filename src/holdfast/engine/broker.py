@@ -130,7 +130,7 @@ class Broker(Protocol):
         ...
 
     async def positions(self) -> Sequence[VenuePosition]:
-        """Return what the account holds."""
+        """Return what the account holds; a symbol that is not in it counts as not held, unless it :class:`Holds`."""
         ...
 
     async def close(self) -> None:
@@ -151,4 +151,13 @@ class Numbered(Protocol):
 
     async def cancel_numbered(self, symbol: str, venue_id: str, client_order_id: str) -> OrderReport | None:
         """Ask to cancel an order, and return what then is known of it; None where the venue knows none."""
+        ...
+
+
+@runtime_checkable
+class Holds(Protocol):
+    """A broker that can be asked what is held of one symbol, where ``positions`` does not cover all that is traded."""
+
+    async def holding(self, symbol: str) -> Sequence[VenuePosition] | None:
+        """Return what the account holds of a symbol, named as it was asked for; None where that cannot be told."""
         ...

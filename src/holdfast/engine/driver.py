@@ -112,6 +112,8 @@ class Driver:
     def leave(self) -> None:
         """End the run between two candles, whatever is open: somebody else is to go on with it. Repeatable."""
         self._leaving.set()
+        if self.session is not None and self.session.executor is not None:
+            self.session.executor.leave()
 
     @property
     def is_leaving(self) -> bool:
@@ -241,7 +243,7 @@ class Driver:
         if session.gate.is_released:
             await self._recover(session)
             return True
-        if session.executor is not None and not await self._entered(session):
+        if session.executor is not None and (not await self._entered(session) or self._leaving.is_set()):
             return True
         if gap is not None and not await self._planned(gap):
             return True

@@ -26,7 +26,6 @@ from ..errors import (
     FailedError,
     HoldfastError,
     InvalidInputError,
-    OrderError,
     UnavailableError,
     UnknownOutcomeError,
 )
@@ -38,7 +37,8 @@ from .account import AccountRecord
 from .answers import answered, elsewhere, missing, refused_enough
 from .broker import Broker
 from .lanes import Sleep
-from .listeners import Failure, Listeners
+from .listeners import Listeners
+from .order_news import OrderNews
 from .orders import (
     EXITS,
     MOST_BACKOFF_MS,
@@ -122,13 +122,11 @@ class Executor:
         """What this process committed and certainly has not sent."""
         self._asked: dict[str, int] = {}
         self._doubtful: set[str] = set()
-        self._twice: set[str] = set()
-        self._hidden: set[str] = set()
-        self._told: set[str] = set()
-        """Orders of which the user was told that they were refused or never came."""
         self._pause_seconds = 0.0
         self._began_ms = self._commit_ms = 0
         """When the newest commit with an intent began, and how long it took."""
+        self.is_leaving = False
+        """Nobody waits any longer for what becomes of an order: the run ends between two candles."""
         self._late = 0
         """How many exits in a row the venue has refused because they came too late."""
 
@@ -158,7 +156,9 @@ class Executor:
             if self._is_doubtful(order):
                 self._doubtful.add(order.client_order_id)
         self._session, self._over = session, False
-        await self._tell_lacking()
+        self._news = OrderNews(session, self._listeners, self._clock)
+        if self._open_id is not None and not self.book.of(self._open_id):
+            self._news.lacking(self._open_id)
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"orders {session.context}")
 
     def refusal(self, state: State) -> InvalidInputError | None:
@@ -221,13 +221,18 @@ class Executor:
     async def entered(self) -> CancelReason | None:
         """Wait until it is known what became of the open signal's entry; return why the signal must go, or None."""
         await self._until(lambda: self._open_id is None or self.book.is_entered(self._open_id))
-        return None if self._over else withdrawal(self.book, self._open_id)
+        return None if self._over or self.is_leaving else withdrawal(self.book, self._open_id)
 
     async def quiet(self) -> None:
         """Wait until no order is under way and nothing is left to close but what is open."""
         await self._until(
             lambda: not self._doubtful and all(map(is_ended, self.book.orders.values())) and not self.blocks_entries
         )
+
+    def leave(self) -> None:
+        """Let nobody wait for an order any longer; orders are sent and asked about until :meth:`close`. Repeatable."""
+        self.is_leaving = True
+        self._tell()
 
     async def close(self) -> None:
         """Send nothing more, wait for the answer that is under way, and end. Repeatable.
@@ -253,7 +258,7 @@ class Executor:
         return held and self._session is not None and self._session.has_lease
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        while not (self._over or condition()):
+        while not (self._over or self.is_leaving or condition()):
             await self._moved.wait()
 
     def _tell(self) -> None:
@@ -267,7 +272,7 @@ class Executor:
             while not self._over and self._session.owner is not None:
                 self._changed.clear()
                 while self._untold:
-                    await self._tell_orderless(self._untold.pop(0))
+                    self._news.orderless(self._untold.pop(0))
                 step = next_step(
                     self.book, self._open_id, self.terms, now_ms=self._clock(), epoch=self._session.owner.epoch,
                     unsent=self._unsent, asked=self._asked, doubtful=self._doubtful,
@@ -360,7 +365,7 @@ class Executor:
             return
         self._pause_seconds = 0.0
         if count > 1:
-            await self._tell_twice(order, count)
+            self._news.twice(order, count)
         if report is not None:
             now = answered(order, report)
             if now != order:
@@ -370,10 +375,11 @@ class Executor:
             if isinstance(step, Send | Put):
                 await self._do(step)
             elif order.venue_id and self._clock() >= order.expires_at_ms + self.terms.grace_ms:
-                await self._tell_hidden(order)
+                self._news.hidden(order)
         if is_ended(order):  # only now: what was found must be on record before anybody takes this for the end
             if report is None and may_turn_up(order, self.terms):
-                await self._tell_of(order)  # whoever put that on record may have been killed before it told anybody
+                # Whoever put that on record may have been killed before it told anybody.
+                self._news.ended(order, self.terms)
             self._doubtful.discard(order.client_order_id)
         self._tell()
 
@@ -399,18 +405,20 @@ class Executor:
             return order
         try:
             before = await self._elsewhere(order)
-            positions = await self._venue.positions()
+            positions = await self._venue.held(order.context[1])
             others = await self._elsewhere(order)
         except HoldfastError as error:
             await self._trouble(error)
             return order
+        if positions is None:
+            return replaced(order, note=f"{order.note}; the broker cannot tell what the account holds of it")
         if others is None or others != before:
             return order  # an order of another context is under way: the next refusal looks again
         gone = missing(order, book, positions, others)
         if gone:
             return replaced(order, missing_quantity=gone, note=f"{order.note}: the account holds no more of it")
         if others:
-            await self._tell_netted(order, others)
+            self._news.netted(order, others)
         return order
 
     async def _elsewhere(self, order: Order) -> float | None:
@@ -465,10 +473,10 @@ class Executor:
                 self._doubtful.add(order.client_order_id)
         self._tell()
         if order.state in ("rejected", "expired") and (was is None or was.state != order.state):
-            await self._tell_of(order)
+            self._news.ended(order, self.terms)
         more = order.filled_quantity > (0.0 if was is None else was.filled_quantity)
         if more and order.action in EXITS and self.book.excess(order.signal_id):
-            await self._tell_excess(order)
+            self._news.excess(order, self.book.excess(order.signal_id))
 
     def _is_doubtful(self, order: Order) -> bool:
         """Whether the venue must be asked once more when an ended order can no longer change."""
@@ -478,74 +486,11 @@ class Executor:
             return is_ended(order)
         return order.state in ("cancelled", "expired")
 
-    async def _tell_of(self, order: Order) -> None:
-        if order.client_order_id in self._told:
-            return
-        self._told.add(order.client_order_id)
-        what = f"the {order.action} order {order.client_order_id} of signal {order.signal_id!r:.80}"
-        told = f"{what} was {order.state}: {order.note or 'the venue gave no reason'}"
-        if may_turn_up(order, self.terms):
-            told += "; the venue refuses no late request, so it may still turn up, and an exit may be there twice"
-        await self._report(OrderError(told))
-
-    async def _tell_lacking(self) -> None:
-        if self._open_id is not None and not self.book.of(self._open_id):
-            told = (
-                f"signal {self._open_id!r:.80} is open and has no order (opened without a broker, or adopted without "
-                "one), so its exit will be told and not sent: end this run and adopt what the venue holds of it, with "
-                "`holdfast adopt CONTEXT --at-venue --bot BOT.py`"
-            )
-            await self._report(OrderError(told))
-
-    async def _tell_orderless(self, signal_id: str) -> None:
-        told = (
-            f"signal {signal_id!r:.80} was closed without an order: it has none (opened without a broker, or adopted); "
-            "look at the venue, and close there what it holds"
-        )
-        await self._report(OrderError(told))
-
-    async def _tell_netted(self, order: Order, others: float) -> None:
-        if order.signal_id not in self._told:
-            self._told.add(order.signal_id)
-            told = (
-                f"the venue refuses to close signal {order.signal_id!r:.80}, and not because its position is gone: "
-                f"other contexts hold {others:+g} of {order.context[1]} on its account, which nets it with theirs; "
-                "it is tried again and again: close it by hand, and give strategies that may oppose each other "
-                "accounts of their own"
-            )
-            await self._report(OrderError(told))
-
-    async def _tell_twice(self, order: Order, count: int) -> None:
-        if order.client_order_id not in self._twice:
-            self._twice.add(order.client_order_id)
-            then = "all of it will be closed" if order.action not in EXITS else "no more is sent for it"
-            await self._report(OrderError(f"order {order.client_order_id} is at the venue {count} times: {then}"))
-
-    async def _tell_hidden(self, order: Order) -> None:
-        if order.client_order_id not in self._hidden:
-            self._hidden.add(order.client_order_id)
-            told = (
-                f"order {order.client_order_id} was taken by the venue as {order.venue_id!r:.60}, which shows nothing "
-                "of it now: it is asked about until it does, and nothing else is done for its signal; look there"
-            )
-            await self._report(OrderError(told))
-
-    async def _tell_excess(self, order: Order) -> None:
-        told = (
-            f"{self.book.excess(order.signal_id):g} more was closed of signal {order.signal_id!r:.80} than was open: "
-            f"the account may hold the reverse; look at {order.context[1]} there, and close that"
-        )
-        await self._report(OrderError(told))
-
     async def _trouble(self, error: HoldfastError) -> None:
         """Report the first of a row of failures, and pause longer after each."""
         if not self._pause_seconds:
-            await self._report(error)
+            self._news.failure(error)
         self._pause_seconds = min(max(2 * self._pause_seconds, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
         if not self._over:
             self._changed.clear()
             await self._rest(min(self._pause_seconds, self.terms.exit_validity_ms / 1000))
-
-    async def _report(self, error: HoldfastError) -> None:
-        context = None if self._session is None else self._session.context
-        await self._listeners.report(Failure(where="orders", error=error, context=context, at_ms=self._clock()))

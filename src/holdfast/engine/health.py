@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from ..errors import FailedError, InvalidInputError, UnavailableError, UnknownOutcomeError
 from ..store import Store
 from .emergency import Emergency
-from .listeners import Listeners, ModeChange, Topic
+from .listeners import Failure, Listeners, ModeChange, Topic
 from .modes import MOST_DOUBLINGS, Facts, Mode, TroublePolicy, is_full, is_quick, judge
 
 _log = logging.getLogger("holdfast")
@@ -79,7 +79,7 @@ class Health:
         if self._telling:
             await asyncio.wait(self._telling, timeout=self._hook_seconds)
             for task in self._telling:  # a hook that hangs must not keep a run from its end
-                _log.warning("a listener of modes or trouble did not return within %g s: given up", self._hook_seconds)
+                _log.warning("a listener did not return within %g s: given up", self._hook_seconds)
                 task.cancel()
             await asyncio.gather(*self._telling, return_exceptions=True)
         if not self._sessions:
@@ -169,6 +169,10 @@ class Health:
         """Tell listeners from where nothing can be awaited; :meth:`leave` waits until they have heard."""
         if listeners.has(topic):
             self._start(listeners.emit(topic, value))
+
+    def report(self, listeners: Listeners, failure: Failure) -> None:
+        """Tell the error listeners from where nobody may wait for them, as :meth:`tell`."""
+        self._start(listeners.report(failure))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work, name="holdfast telling")

@@ -305,7 +305,8 @@ def _under_way(
 
 
 def _paced(step: Step, asked_ms: int | None, terms: Terms, now_ms: int) -> Step:
-    if asked_ms is None or now_ms >= asked_ms + terms.poll_ms:
+    # Before the last time: the clock was set back, and nobody knows how long that is ago.
+    if asked_ms is None or not asked_ms <= now_ms < asked_ms + terms.poll_ms:
         return step
     return Wait(asked_ms + terms.poll_ms)
 
@@ -342,7 +343,7 @@ def _exit_due(book: Book, signal_id: str, terms: Terms, now_ms: int, epoch: int)
     if not before or before[-1].filled_quantity or before[-1].missing_quantity or before[-1].state == "expired":
         return Put(order)
     due = before[-1].intended_at_ms + min(MOST_BACKOFF_MS, terms.exit_validity_ms // 10 * 2 ** min(order.n - 2, 10))
-    return Put(order) if now_ms >= due else Wait(due)
+    return Wait(due) if before[-1].intended_at_ms <= now_ms < due else Put(order)
 
 
 def withdrawal(book: Book, open_id: str | None) -> CancelReason | None:

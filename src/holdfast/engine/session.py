@@ -382,6 +382,9 @@ class Session:
             self._behind.append(candle)
             await self._report("store", error, candle)
             return None
+        if self.executor is not None and self.executor.is_leaving:
+            self._behind.append(candle)  # whoever goes on steps it
+            return None
         again = self.step(candle, entries=entries)
         return gone if again is None else await again or gone
 

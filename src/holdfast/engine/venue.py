@@ -9,7 +9,7 @@ from typing import TypeVar
 from ..errors import HoldfastError, InvalidInputError, UnknownOutcomeError
 from ..rows import Order, Signal
 from .answers import together
-from .broker import Broker, Numbered, OrderReport, VenuePosition
+from .broker import Broker, Holds, Numbered, OrderReport, VenuePosition
 from .orders import Terms, request_of
 
 T = TypeVar("T")
@@ -73,9 +73,9 @@ class Venue:
         """Return the orders of a symbol that rest at the venue, also those of others."""
         return _each("open_orders", await bounded(self._broker.open_orders(symbol)), OrderReport)
 
-    async def positions(self) -> Sequence[VenuePosition]:
-        """Return what the account holds."""
-        return _each("positions", await bounded(self._broker.positions()), VenuePosition)
+    async def held(self, symbol: str) -> Sequence[VenuePosition] | None:
+        """Return what the account holds of a symbol, and perhaps of others; None where that cannot be told."""
+        return await held_of(self._broker, symbol)
 
     async def known(self, order: Order) -> tuple[OrderReport | None, int]:
         """Return what the venue knows of an order, by every way there is, and how many times it has it.
@@ -94,6 +94,14 @@ class Venue:
             since_ms = order.intended_at_ms - _HISTORY_MARGIN_MS
             reports += _each("history", await bounded(self._broker.history(symbol, since_ms)), OrderReport)
         return together([one for one in reports if one.client_order_id == name or (number and one.venue_id == number)])
+
+
+async def held_of(broker: Broker, symbol: str) -> Sequence[VenuePosition] | None:
+    """Return what an account holds of a symbol, and perhaps of others; None where the broker cannot tell."""
+    if not isinstance(broker, Holds):
+        return _each("positions", await bounded(broker.positions()), VenuePosition)
+    given = await bounded(broker.holding(symbol))
+    return None if given is None else _each("holding", given, VenuePosition)
 
 
 def _report(call: str, given: object) -> OrderReport:
