@@ -101,7 +101,7 @@ async def _kept(store: Store, context: Context) -> Key:
 
 def _require_sense(options: argparse.Namespace, *, at_venue: bool, described: bool) -> None:
     """Refuse options that say nothing together."""
-    price_of("quantity", options.quantity)
+    price_of("quantity", options.quantity, "quantity")
     if at_venue and described:
         raise InvalidInputError("--at-venue is for a signal that is open here already: leave out --position and others")
     if at_venue and row_key(options.target) is not None:

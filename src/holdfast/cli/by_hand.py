@@ -62,14 +62,14 @@ def moment_of(name: str, text: str | None) -> int | None:
     return as_moment_ms(f"--{name}", int(text) if text.isascii() and text.isdigit() else text)
 
 
-def price_of(name: str, value: float | None) -> float | None:
-    """Return a price option, if it can be one.
+def price_of(name: str, value: float | None, what: str = "price") -> float | None:
+    """Return an option that is a price, or another number above 0, if it can be one.
 
     Raises:
         InvalidInputError: It is 0 or less, or not finite.
     """
     if value is not None and not (math.isfinite(value) and value > 0):
-        raise InvalidInputError(f"--{name} is {value!r}: give a price above 0")
+        raise InvalidInputError(f"--{name} is {value!r}: give a {what} above 0")
     return value
 
 
