@@ -229,13 +229,15 @@ class Hunt:
         command = [sys.executable, "-m", "holdfast.testing.simulation", "--json", "--jobs", str(os.cpu_count() or 1)]
         command += ["--seeds", str(wanted), "--first", str(self.options.seed * 10_000_000)]
         command += ["--time-cap", f"{seconds:.0f}", "--resume", str(self._kept(f"simulation:{name}"))]
+        command += ["--keep", str(Path(__file__).with_name("simulation_plans"))]
         ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         try:
             found: dict[str, Any] = json.loads(ended.stdout)
         except ValueError:
             return f"ended with {ended.returncode}", 1, False
         if not found["ok"]:
-            print(json.dumps({key: found[key] for key in ("failed", "violation", "shrunk")}), file=sys.stderr)
+            told = ("failed", "violation", "replay", "shrunk", "kept", "replay_shrunk")
+            print(json.dumps({key: found[key] for key in told}), file=sys.stderr)
         did = (
             f"{found['played']:,} histories, {found['commits']:,} commits, {found['events']:,} events, "
             f"{found['per_second']:g} a second and core"
@@ -245,8 +247,10 @@ class Hunt:
     def defects(self, name: str, seconds: float) -> tuple[str, int, bool]:
         """Plant defects in the engine, and count the seeds that it takes the simulation to find each."""
         script = Path(__file__).with_name("simulation_defects.py")
-        ended = subprocess.run([sys.executable, str(script), "--starts", str(_STARTS)], check=False)
-        return f"planted defects, {_STARTS} times each", int(ended.returncode != 0), True
+        command = [sys.executable, str(script), "--starts", str(_STARTS), "--jobs", str(os.cpu_count() or 1)]
+        command += ["--time-cap", f"{seconds:.0f}", "--resume", f"{self._kept(name)}.jsonl"]
+        ended = subprocess.run(command, check=False)
+        return f"planted defects, {_STARTS} times each", int(ended.returncode not in (0, 3)), ended.returncode == 0
 
     @staticmethod
     def _owners(script: str, name: str, words: list[str]) -> dict[str, Any] | None:
