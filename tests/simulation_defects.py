@@ -54,8 +54,8 @@ class Defect(NamedTuple):
         made: dict[str, Any] = {}
         flags = importlib.import_module("__future__").annotations.compiler_flag
         exec(compile(source, module.__file__ or "", "exec", flags, dont_inherit=True), module.__dict__, made)
-        changed = made[path.rpartition(".")[2]]
-        changed = changed.fget if isinstance(changed, property) else changed
+        changed: Any = made[path.rpartition(".")[2]]
+        changed = getattr(changed, "fget", changed)  # of a property
         return function, (changed.__func__ if isinstance(changed, staticmethod) else changed).__code__
 
     @contextmanager
@@ -255,7 +255,9 @@ class _Found:
         if file is not None and whole < len(text):
             os.truncate(file, whole)  # a line that was cut short
         known = [msgspec.json.decode(line, type=Search) for line in text[:whole].splitlines()]
-        self._took = {(one.name, one.first, one.most): one.took for one in known if one.took is not None}
+        self._took: dict[tuple[str, int, int], int | None] = {
+            (one.name, one.first, one.most): one.took for one in known if one.took is not None
+        }
 
     def has(self, one: Search) -> bool:
         return (one.name, one.first, one.most) in self._took
