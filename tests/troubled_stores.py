@@ -129,7 +129,7 @@ def _fill_table(server: PostgresServer, name: str, disk: SmallDisk) -> None:
 
 @asynccontextmanager
 async def redis_out_of_memory(place: Path) -> AsyncIterator[Troubled]:
-    """Redis has reached its ``maxmemory``: a script that begins by deleting something may go on, as an exit's does."""
+    """Redis has reached its ``maxmemory``: it takes the exit's commit all the same, and refuses the trade's row."""
     with _valkey(place) as server:
         memory = ("CONFIG", "SET", "maxmemory")
         begin, end = (_soon(lambda limit=limit: server.call(*memory, limit)) for limit in ("1", "0"))
