@@ -37,14 +37,14 @@ MODES: list[tuple[str, str, str, str, str]] = [
         "modes.py",
         "isinstance(seen, FullError) or",
         "False or",
-        f"{_SERVERS} 'redis out'",
+        f"{_SERVERS} memory",
     ),
     (
         "modes: PostgreSQL's word for no room is not understood",
         "connections.py",
         '("53100", FullError,',
         '("53100", UnavailableError,',
-        f"{_SERVERS} 'postgres full'",
+        f"{_SERVERS} 'postgres and full'",
     ),
     (
         "modes: a hook that hangs keeps a run from its end",
@@ -112,8 +112,8 @@ MODES: list[tuple[str, str, str, str, str]] = [
     (
         "emergency: recovery leaves what was kept where it is",
         "session.py",
-        "if self.writer.lifeline.is_ahead and await self.writer.merge_kept(tenure):",
-        "if False and await self.writer.merge_kept(tenure):",
+        "if not self.writer.lifeline.is_ahead:",
+        "if True:",
         _JOURNAL,
     ),
     (
