@@ -239,6 +239,21 @@ async def test_an_order_that_the_venue_took_is_never_given_up_because_it_is_not_
     await session.close()
 
 
+async def test_a_refused_exit_is_not_given_up_where_nobody_can_tell_what_is_held() -> None:
+    desk, store = Desk(), await memory_store()
+
+    async def holding(symbol: str) -> None:
+        return None
+
+    desk.broker.holding = holding  # type: ignore[attr-defined]
+    desk.broker.positions = holding  # type: ignore[assignment, method-assign]
+    desk.broker.faults = ["", "reject", "reject", "reject"]
+    assert await live(desk, store) == [OPENED, CLOSED]
+    assert desk.broker.held_quantity == 0
+    assert not [order for order in (await orders_in(store)).orders.values() if order.missing_quantity]
+    assert len([told for told in desk.bot.errors if "cannot tell what the account holds" in str(told.error)]) == 2
+
+
 async def test_an_order_that_the_venue_has_twice_is_told_and_all_of_it_is_closed() -> None:
     desk, store = Desk(promised=features("never")), await memory_store()
     desk.broker.faults = ["twice"]
@@ -473,7 +488,7 @@ async def test_a_session_that_is_replaced_while_its_venue_is_asked_does_not_send
         session.fence(FencedError("owned by another process now", key=context_key("owner", session.context)))
         asked.set()
 
-    desk.broker.find = find  # type: ignore[assignment, method-assign]
+    desk.broker.find = find  # type: ignore[method-assign]
     await opened(session)
     await asyncio.wait_for(asked.wait(), 20)
     assert session.executor is not None
