@@ -165,10 +165,10 @@ class Hunt:
         wrong = [text for one in kept for text in one["wrong"]]
         for text in wrong[:5]:
             print(text, file=sys.stderr)
-        sums = {what: sum(one[what] for one in kept) for what in kept[0] if what != "wrong"} if kept else {}
+        sums = {what: sum(one.get(what, 0) for one in kept) for what in kept[-1] if what != "wrong"} if kept else {}
         did = "{runs} owners paused, replaced and woken, {stopped_before_sending} of them about to send an order; "
         did += "{late_writes_refused} contexts refused, {late_orders_refused} late orders refused, {orders:,} taken; "
-        did += "{blocked} held a lock meanwhile"
+        did += "{blocked} held a lock meanwhile, {orderless} sent nothing"
         did = did.format_map(sums) if sums else "nothing"
         return did, len(wrong), so_far >= wanted
 
