@@ -203,8 +203,14 @@ def test_a_strategy_that_asks_stops_until_it_is_decided(
     (tmp_path / "bot.py").write_text(BOT.replace("{more}", ', recovery="ask"') + EXCHANGE.replace("LOW", "41900"))
     write(FileBackend(Path("data")), open_rows())
     arguments = RECOVER[1:4]
+    (planned,) = answer(capsys, "recover", *arguments, "--plan", code=4)["contexts"]
+    assert (planned["verdict"], planned["decided"]) == ("hit_stop", None)
+    assert "--decide step" in planned["undecided"], "the plan says that somebody has to decide"
+    assert answer(capsys, "recover", *arguments, "--plan", "--decide", "step")["contexts"][0]["undecided"] is None
     assert call("recover", *arguments) == 4
-    assert "--decide step" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "--decide step" in said and "not yet: somebody must" in said
+    assert said.startswith("Not recovered")
     assert call("run", *arguments, "--plain") == 4
     assert "--decide step" in "".join(capsys.readouterr())
     assert len(answer(capsys, "show", "data")["contexts"]) == 1
@@ -215,6 +221,52 @@ def test_a_strategy_that_asks_stops_until_it_is_decided(
     (record,) = answer(capsys, "show", "data", "--audit")["plans"]
     assert "@" in record["decision"]["by"]
     assert call("check", "data") == 0
+
+
+def test_what_could_not_be_planned_or_recovered_is_listed_with_its_reason(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:  # fmt: skip
+    market = EXCHANGE.replace("LOW", "43300").replace(
+        "opens = [", "raise OSError('the market is down')\n        opens = ["
+    )
+    (tmp_path / "bot.py").write_text(BOT.replace("{more}", "").replace('",)', '", "ETHUSDT")') + market)
+    write(FileBackend(Path("data")), open_rows())
+    arguments = RECOVER[1:4]
+    told = answer(capsys, "recover", *arguments, "--plan", code=3)["contexts"]
+    assert [(one["symbol"], one["verdict"]) for one in told] == [("BTCUSDT", None), ("ETHUSDT", None)]
+    assert "the market is down" in told[0]["failed"] and told[1]["failed"] is None
+    assert call("recover", *arguments, "--plan") == 3
+    said = capsys.readouterr()
+    assert said.out.startswith(
+        "Recovery plan (nothing was changed); 1 of 2 contexts failed; nothing is open or waits in 1 of 2 contexts\n"
+    )
+    assert "the market is down" in said.out and "the market is down" in said.err
+    assert call("recover", *arguments) == 3
+    assert capsys.readouterr().out.startswith("Recovered 1 of 2 contexts; 1 of 2 contexts failed")
+    assert call("recover", *arguments, "--symbols", "BTCUSDT") == 3
+    assert capsys.readouterr().out.startswith("Not recovered; 1 of 1 contexts failed")
+    assert call("recover", *arguments, "--symbols", "ETHUSDT") == 0
+    assert capsys.readouterr().out == (
+        "Recovered; nothing is open or waits in the context\n"
+        "replay/BTCUSDT/patient: 's-1' is open, and no strategy of this file on these symbols watches it\n"
+    )
+
+
+@pytest.mark.parametrize("domain", ["signal", "session"])
+def test_what_is_in_quarantine_is_listed_in_the_plan_and_is_not_recovered(
+    domain: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def break_it(store: Store) -> None:
+        await store.quarantine(context_key(domain, BTC), "its checksum is wrong")
+
+    write(FileBackend(Path("data")), open_rows(), act=break_it)
+    (told,) = answer(capsys, *RECOVER, "--plan", code=4)["contexts"]
+    assert "in quarantine: look at it" in "".join(told["stopped"])
+    assert (told["verdict"] is None) == (domain == "signal")
+    assert call(*RECOVER) == 4
+    said = capsys.readouterr().out
+    assert said.startswith("Not recovered" if domain == "signal" else "Recovered")
+    assert "in quarantine" in said
 
 
 def test_the_operator_may_close_what_is_still_valid(capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,6 +112,21 @@ async def test_a_position_that_the_venue_no_longer_has_is_unknown_there() -> Non
     assert words(report.venue) == [("order", "as_stored"), ("position", "unknown_at_venue")]
 
 
+async def test_what_the_candles_say_is_told_while_the_venue_keeps_silent_and_the_other_way_round() -> None:
+    desk, store = Desk(candles=STOPPED), await memory_store()
+    await left(desk, store)
+    desk.broker.read_faults = 1_000_000
+    report = await planned(desk, store)
+    assert report.outlook is not None and report.outlook.verdict == "hit_stop"
+    assert (report.venue, report.failed) == ((), "")
+    assert "cannot be asked" in report.unasked
+    desk.broker.read_faults = 0
+    desk.market.failures = [OSError("the market is down")] * 1000
+    report = await planned(desk, store)
+    assert (report.outlook, words(report.venue), report.unasked) == (None, [("order", "as_stored")], "")
+    assert "the market is down" in report.failed
+
+
 @pytest.mark.parametrize("fault", ["", "lost answer", "partial"])
 async def test_recover_closes_at_the_venue_what_the_missed_candles_stopped(fault: str) -> None:
     desk, store = Desk(candles=STOPPED), await memory_store()

@@ -27,7 +27,7 @@ from ..rows import Event, SessionRow, Signal
 from ..rules.params import get_config
 from ..store import Store
 from ..urls import open_backend
-from .exits import OK, STOPPED, complain, exit_code
+from .exits import OK, STOPPED, UNAVAILABLE, complain, exit_code
 from .loading import load_bot
 from .opening import DEFAULT_STORE, add_route_option, require_store, routes_of
 from .plan import Plan, make_plan
@@ -122,9 +122,11 @@ async def _recover(options: argparse.Namespace, plan: Plan) -> int:
         try:
             for context in plan.contexts:
                 try:
-                    reports.append(await (run.plan(context) if options.plan else run.recover(context)))
+                    report = await (run.plan(context) if options.plan else run.recover(context))
+                    code = max(code, UNAVAILABLE if report.failed or report.unasked else OK)
+                    reports.append(report)
                 except HoldfastError as error:  # one that cannot be recovered must not hold up the others
-                    complain(f"{context}: {error}" if str(context) not in str(error) else error)
+                    reports.append(GapReport(context=context, failed=str(error)))
                     code = max(code, exit_code(error))
         finally:
             if client is not None:
@@ -134,6 +136,10 @@ async def _recover(options: argparse.Namespace, plan: Plan) -> int:
                 if broker is not None:
                     await broker.close()
         others = await _unclaimed(store, plan.contexts)
+    for report in reports:
+        for said in (report.failed, report.unasked):
+            if said:
+                complain(said if str(report.context) in said else f"{report.context}: {said}")
     if options.json:
         print_json(as_json(reports, others, planned=options.plan))
     else:
@@ -217,23 +223,29 @@ def _print(reports: Sequence[GapReport], others: Sequence[Signal], *, planned: b
     for report in reports:
         outlook = report.outlook
         if outlook is None:
-            if report.stopped:
-                lines.append([str(report.context), "-", "-", "-", "stopped", "see below"])
+            if report.failed or report.stopped:
+                what = f"failed: {report.failed}" if report.failed else "stopped: in quarantine, see below"
+                lines.append([str(report.context), "-", "-", "-", "-", what])
             continue
         missed = f"{outlook.candles}" + (f" (and {outlook.missing_minutes} without)" if outlook.missing_minutes else "")
-        told = "undecided" if report.undecided else report.decided or "-"
+        told = "not yet: somebody must" if report.undecided else report.decided or "-"
         lines.append(
             [str(report.context), outlook.signal.id, f"{moment(outlook.from_ms)} … {moment(outlook.until_ms)}", missed,
              told, f"{outlook.verdict}: {sentence(outlook)}"]
         )  # fmt: skip
-    quiet = sum(report.outlook is None and not report.stopped for report in reports)
-    title = "Recovery plan (nothing was changed)" if planned else "Recovered"
     columns = ("context", "signal", "missed", "candles", "decided", "verdict")
-    print_table(f"{title}; nothing open in {quiet} of {len(reports)} contexts", columns, lines, plain=plain)
+    if lines:
+        print_table(_title(reports, planned=planned), columns, lines, plain=plain)
+    else:
+        print(_title(reports, planned=planned))
     words = [
         [str(report.context), one.word, one.what, one.client_order_id or one.signal_id or "-", one.stored or "-",
          one.venue or "-", one.then]
         for report in reports for one in report.venue
+    ]  # fmt: skip
+    words += [
+        [str(report.context), "not_asked", "-", "-", "-", "-", f"it could not be asked: {report.unasked}"]
+        for report in reports if report.unasked
     ]  # fmt: skip
     if words:
         heads = ("context", "verdict", "of", "id", "stored", "at the venue", "then")
@@ -246,6 +258,22 @@ def _print(reports: Sequence[GapReport], others: Sequence[Signal], *, planned: b
     for row in others:
         what = "waits" if row.is_scheduled else "is open"
         print(f"{row.context}: {row.id!r} {what}, and no strategy of this file on these symbols watches it")
+
+
+def _title(reports: Sequence[GapReport], *, planned: bool) -> str:
+    """Say what was done, and how much of it there is to see."""
+    count = len(reports)
+    failed = sum(bool(report.failed) for report in reports)
+    done = sum(not (one.failed or one.undecided or (one.stopped and one.outlook is None)) for one in reports)
+    quiet = sum(report.outlook is None and not (report.failed or report.stopped) for report in reports)
+    title = "Recovery plan (nothing was changed)" if planned else "Recovered" if done else "Not recovered"
+    if not planned and 0 < done < count:
+        title = f"Recovered {done} of {count} contexts"
+    told = [f"{failed} of {count} contexts failed"] if failed else []
+    if quiet:
+        where = f"{quiet} of {count} contexts" if count > 1 else "the context"
+        told.append(f"nothing is open or waits in {where}")
+    return "; ".join((title, *told))
 
 
 def as_json(reports: Sequence[GapReport], others: Sequence[Signal], *, planned: bool) -> dict[str, Any]:
@@ -262,6 +290,7 @@ def _report_json(report: GapReport) -> dict[str, Any]:
     told: dict[str, Any] = {
         "exchange": context.exchange_name, "symbol": context.symbol, "strategy": context.strategy_name,
         "verdict": None, "decided": report.decided, "undecided": report.undecided or None,
+        "failed": report.failed or None, "venueFailed": report.unasked or None,
         "stopped": list(report.stopped), "committed": [event.number for event in report.events],
         "venue": [msgspec.to_builtins(one) for one in report.venue],
     }  # fmt: skip

@@ -138,6 +138,11 @@ class Gap:
         reason = self._closing_reason(decisions)
         return outlook if outlook is None or reason is None else closing(outlook, session.spec, reason)
 
+    async def undecided(self, outlook: Outlook) -> str:
+        """Return why :meth:`decide` would ask an operator; empty where it would not. Changes nothing."""
+        _, decisions = self._about_restored(*await self._stored())
+        return _asks(outlook) if outlook.events and self._decided(outlook, decisions) is None else ""
+
     async def decide(self, outlook: Outlook) -> What:
         """Put the plan and what was decided about it on record, and return that.
 
@@ -161,12 +166,7 @@ class Gap:
         if changes:
             await self._session.note({**self._surplus(outlook, key, *stored), **changes})
         if decision is None:
-            raise UndecidedError(
-                f"{outlook.context}: the missed candles decide about {outlook.signal.id!r} ({outlook.verdict}), and "
-                "the strategy's recovery is 'ask': look with `holdfast recover BOT.py --plan`, then decide with "
-                "`holdfast recover BOT.py --decide step` or `--decide close`",
-                key=key,
-            )
+            raise UndecidedError(_asks(outlook), key=key)
         if decision.what == "close":
             self._reason = "policy" if decision.by == "policy" else "operator"
         return decision.what
@@ -224,6 +224,15 @@ class Gap:
         gone = Retention.of(self._session.spec.params).surplus(ends, outlook.until_ms)
         old = {name for name in gone if known[name].signal_id != outlook.signal.id}
         return dict.fromkeys(key for key in (*plans, *decisions) if key.entity_id in old)
+
+
+def _asks(outlook: Outlook) -> str:
+    """Say what an operator has to decide."""
+    return (
+        f"{outlook.context}: the missed candles decide about {outlook.signal.id!r} ({outlook.verdict}), and "
+        "the strategy's recovery is 'ask': look with `holdfast recover BOT.py --plan`, then decide with "
+        "`holdfast recover BOT.py --decide step` or `--decide close`"
+    )
 
 
 def _newest(decisions: Mapping[Key, Decision]) -> Decision | None:

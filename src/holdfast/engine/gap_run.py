@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from ..errors import UnavailableError, UndecidedError
+from ..errors import UnavailableError, UndecidedError, UnknownOutcomeError
 from ..names import Context
 from ..rows import Event
 from ..rules.candles import Candle
@@ -40,7 +40,11 @@ class GapReport(msgspec.Struct, frozen=True, kw_only=True):
     decided: What | None = None
     """None when nothing was decided: it was a plan alone, or nobody has."""
     undecided: str = ""
-    """Why nothing was done, where the strategy wants to be asked."""
+    """Why nothing was done, or will be, where the strategy wants to be asked."""
+    failed: str = ""
+    """Why it could not be planned, or recovered; what else stands here is what could be told all the same."""
+    unasked: str = ""
+    """Why the venue could not be asked."""
     stopped: tuple[str, ...] = ()
     """What is in quarantine, and why: nothing opens until it is adopted or cleared."""
     events: tuple[Event, ...] = ()
@@ -83,19 +87,28 @@ class GapRun:
 
         Raises:
             InvalidInputError: Its orders are not settled, and the broker is another account's, or there is none.
-            UnavailableError: The store or the exchange cannot be asked now.
+            UnavailableError: The store cannot be read now. Of exchange and venue the report says it.
             CorruptedError: A newer version wrote a row of it.
         """
         driver, session = self._begun(context)
         stopped = await session.look()
         broker = session.exchange.broker
         await require_account(self._store, context, None if broker is None else broker.account)
-        outlook = None
+        outlook, undecided, failed = None, "", ""
         if session.state.signal is not None or session.state.scheduled is not None:
-            candles = await driver.fetch_missed(session)
-            outlook = await self._gap(session).foresee(candles, None)
-        venue = await self._ask_venue(session)
-        return GapReport(context=context, outlook=outlook, stopped=stopped, venue=venue)
+            try:
+                candles = await driver.fetch_missed(session)
+            except (UnavailableError, UnknownOutcomeError) as error:
+                failed = str(error)
+            else:
+                gap = self._gap(session)
+                outlook = await gap.foresee(candles, None)
+                undecided = "" if outlook is None else await gap.undecided(outlook)
+        venue, unasked = await self._ask_venue(session)
+        return GapReport(
+            context=context, outlook=outlook, undecided=undecided, failed=failed, stopped=stopped, venue=venue,
+            unasked=unasked,
+        )  # fmt: skip
 
     async def recover(self, context: Context) -> GapReport:
         """Own ``context``, put the plan and the decision on record, do it, and let go.
@@ -130,24 +143,28 @@ class GapRun:
                     await gap.finish()
             await session.outbox.record_trades()
             await session.orders_quiet()
-            venue = await self._ask_venue(session)
+            venue, unasked = await self._ask_venue(session)
             stopped = stopped_reasons(self._store, context)
             events = tuple(event for event in session.outbox.waiting if event.number > before)
         finally:
             await session.close()
         return GapReport(
             context=context, outlook=outlook, decided=decided, undecided=undecided, stopped=stopped, events=events,
-            venue=venue,
+            venue=venue, unasked=unasked,
         )  # fmt: skip
 
-    async def _ask_venue(self, session: Session) -> tuple[VenueVerdict, ...]:
+    async def _ask_venue(self, session: Session) -> tuple[tuple[VenueVerdict, ...], str]:
+        """Return what the venue says; or nothing, and why it says nothing."""
         broker = session.exchange.broker
         if broker is None or session.executor is None:
-            return ()
+            return (), ""
         open_id = None if session.state.signal is None else session.state.signal.id
-        return await ask_venue(
-            self._store, session.context, broker, session.executor.terms, open_id, now_ms=self._clock()
-        )
+        try:
+            return await ask_venue(
+                self._store, session.context, broker, session.executor.terms, open_id, now_ms=self._clock()
+            ), ""  # fmt: skip
+        except (UnavailableError, UnknownOutcomeError) as error:
+            return (), str(error)
 
     async def _step(self, session: Session, candles: list[Candle]) -> None:
         for candle in candles:
