@@ -365,6 +365,21 @@ async def test_positions_are_what_the_account_holds_besides_what_it_pays_with(
     assert (held.symbol, held.side, held.quantity) == ("BTCUSDT", "long", 0.375)
 
 
+async def test_what_is_held_of_a_market_is_told_whatever_it_is_paid_with_and_however_it_is_spelt(venue: Remote) -> None:
+    broker = CcxtBroker(client_of(venue.port), symbols=["BTCUSDT"], quote="USDC")
+    try:
+        assert await broker.holding("BTCUSDT") == []
+        await broker.submit(request())
+        await broker.open_orders("BTC/USDT")  # as another strategy spells it
+        for name in ("BTCUSDT", "BTC/USDT"):
+            held = await broker.holding(name)
+            assert held is not None
+            assert [(one.symbol, one.side, one.quantity) for one in held] == [(name, "long", 0.5)]
+        assert [one.symbol for one in await broker.history("BTC/USDT", 0)] == ["BTC/USDT"]
+    finally:
+        await broker.close()
+
+
 async def test_of_an_exchange_that_nobody_knows_nothing_is_assumed(venue: Remote) -> None:
     client = client_of(venue.port)
     client.id = "somebody"

@@ -15,7 +15,7 @@ from swap_venue import DOGE, SwapVenue, market
 from venue_kit import request
 
 from holdfast.brokers.ccxt import CcxtBroker
-from holdfast.engine.broker import Features, Numbered
+from holdfast.engine.broker import Features, Holds, Numbered
 from holdfast.engine.live import Live
 from holdfast.errors import InvalidInputError
 from holdfast.market.ccxt import CcxtExchange
@@ -115,6 +115,23 @@ async def test_an_order_is_found_by_the_venues_number_where_its_listings_do_not_
     assert (found.client_order_id, found.filled_quantity) == (asked.client_order_id, 2000.0)
     assert await broker.find_numbered(DOGE, "999", asked.client_order_id) is None
     assert await broker.cancel_numbered(DOGE, report.venue_id, asked.client_order_id) == found
+    await broker.close()
+
+
+@pytest.mark.parametrize("kind", ["swap", "spot"])
+async def test_what_is_held_of_a_market_is_told_whatever_account_the_client_is_set_to(kind: str) -> None:
+    venue = SwapVenue()
+    venue.client.options["defaultType"] = kind
+    broker = venue.broker()
+    assert isinstance(broker, Holds)
+    assert await broker.holding(DOGE) == []
+    await broker.submit(request(symbol=DOGE, quantity=2000.0, side="sell"))
+    for name in (DOGE, "DOGE-USDT-SWAP"):
+        held = await broker.holding(name)
+        assert held is not None
+        assert [(one.symbol, one.side, one.quantity) for one in held] == [(name, "short", 2000.0)]
+    venue.client.has["fetchPositions"] = False
+    assert await broker.holding(DOGE) is None, "not nothing: it cannot be told"
     await broker.close()
 
 

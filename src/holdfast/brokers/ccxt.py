@@ -254,13 +254,27 @@ class CcxtBroker:
         await self._ready()
         if self._has("fetchPositions") and not self._is_spot():
             return [one for row in await self._asked(self.client.fetch_positions) if (one := self._position(row))]
-        totals: Mapping[str, Any] = (await self._asked(self.client.fetch_balance)).get("total") or {}
+        totals = await self._balance("total")
         held = {name: float(total) for name, total in totals.items() if name != self._quote and total}
         return [
             VenuePosition(symbol=self._markets.spelt(f"{name}/{self._quote}", name), side="long", quantity=total)
             for name, total in sorted(held.items())
             if total > 0
         ]
+
+    async def holding(self, symbol: str) -> Sequence[VenuePosition] | None:
+        """Return what the account holds of one market, whichever kind it is of; as :class:`~.broker.Holds`."""
+        market = await self._market(symbol)
+        self._require_reducible(market)
+        if market.get("contract"):
+            if not self._has("fetchPositions"):
+                return None
+            unified = market["symbol"]
+            rows = await self._asked(self.client.fetch_positions, [unified])
+            found = [self._position(row, symbol) for row in rows if row.get("symbol") == unified]
+            return [one for one in found if one is not None]
+        total = float((await self._balance("total")).get(market["base"]) or 0)
+        return [VenuePosition(symbol=symbol, side="long", quantity=total)] if total > 0 else []
 
     async def close(self) -> None:
         """Close the client's connections. Repeatable."""
@@ -278,8 +292,13 @@ class CcxtBroker:
             return 0.0
         if request.side == "buy":
             return request.quantity
-        free: Mapping[str, Any] = (await self._asked(self.client.fetch_balance)).get("free") or {}
-        return min(request.quantity, float(free.get(market["base"]) or 0))
+        free = float((await self._balance("free")).get(market["base"]) or 0)
+        return min(request.quantity, free)
+
+    async def _balance(self, which: str) -> Mapping[str, Any]:
+        """Return the spot account's balances, also where the client is set to another account."""
+        arguments = () if self._is_spot() else ({"type": "spot"},)
+        return (await self._asked(self.client.fetch_balance, *arguments)).get(which) or {}
 
     def _parameters(self, request: OrderRequest, now_ms: int, left_ms: int, is_contract: bool) -> dict[str, Any]:
         """Return ccxt's extra parameters of an order."""

@@ -29,7 +29,7 @@ from .answers import answered
 from .broker import Broker, VenuePosition
 from .lanes import Sleep
 from .orders import DUST, Book, client_order_id, is_ended
-from .venue import bounded
+from .venue import bounded, held_of
 
 _FEES = 0.01
 """The part of what was bought that a spot venue may have kept as its fee."""
@@ -120,7 +120,9 @@ class Holdings:
         """
         await self._record.act()
         before = await self._orders()
-        positions = await bounded(self._broker.positions())
+        positions = await held_of(self._broker, context.symbol)
+        if positions is None:
+            raise InvalidInputError(f"{context}: the broker cannot tell what the account holds of {context.symbol}")
         after = await self._orders()
         orders = [loaded.row for loaded in after.values()]
         mine = (context.symbol, self._broker.account)
@@ -171,7 +173,7 @@ class Holdings:
             if not is_ended(order):
                 report = await bounded(self._broker.find(context.symbol, order.client_order_id))
                 named[order.client_order_id] = order if report is None else answered(order, report)
-        positions = await bounded(self._broker.positions())
+        positions = await held_of(self._broker, context.symbol) or []
         stored = {loaded.row.client_order_id: loaded.row for loaded in (await self._orders()).values()}
         rows = (stored | named).values()
         accounts = {self.account, *(stored[name].account for name in named if name in stored)}

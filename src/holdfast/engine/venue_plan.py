@@ -48,7 +48,8 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
     reports: Mapping[str, tuple[OrderReport | None, int]]
     """For each order that was asked about: what is known of it, and how often it is there."""
     resting: Sequence[OrderReport]
-    positions: Sequence[VenuePosition]
+    positions: Sequence[VenuePosition] | None
+    """None where the broker cannot tell: then nothing is said of them."""
 
 
 def judge(
@@ -118,6 +119,8 @@ def _positions(
     verdicts: list[VenueVerdict] = []
     reports = {name: report for name, (report, _) in said.reports.items() if report is not None}
     now = [answered(one, reports[one.client_order_id]) if one.client_order_id in reports else one for one in orders]
+    if said.positions is None:
+        return verdicts
     for side, ours in told(now, context.symbol, terms.account).items():
         shown = held(said.positions, context.symbol, side)
         if abs(shown - ours) > max(shown, ours) * DUST:
@@ -160,6 +163,6 @@ async def ask_venue(
     venue = Venue(broker, terms)
     reports = {order.client_order_id: await venue.known(order) for order in asked_about(book, open_id)}
     said = Answers(
-        reports=reports, resting=await venue.resting(context.symbol), positions=await venue.positions()
+        reports=reports, resting=await venue.resting(context.symbol), positions=await venue.held(context.symbol)
     )  # fmt: skip
     return judge(context, list(rows.values()), open_id, terms, said, now_ms=now_ms)
