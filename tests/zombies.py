@@ -49,7 +49,7 @@ _MOST_TOLD = 20
 _PATIENCE_LEASES = 100
 """How long anything may take that should take one lease, on a busy machine."""
 _ORDERLESS_LEASES = 30
-"""After so long without an order its owner cannot be stopped there: on a machine so busy it never sees its lease held."""
+"""After so long without an order it cannot be stopped there: on so busy a machine it never sees its lease held."""
 _BLOCKED_LEASES = 8
 """After so long nobody can replace a paused owner: it holds a lock of the store's, as one of SQLite's writers may."""
 
