@@ -140,7 +140,7 @@ MODES: list[tuple[str, str, str, str, str]] = [
     (
         "emergency: an exit waits for a store that never answers",
         "lifeline.py",
-        "await (self._in_time(sending, hangs=True) if bounded else sending)",
+        "await (self._in_time(sending, hangs=True, exits=exits) if bounded else sending)",
         "await sending",
         f"{_JOURNAL} -k 'silent'",
     ),
