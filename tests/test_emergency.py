@@ -650,3 +650,23 @@ async def test_guard_rows_are_rewritten_at_the_merge_from_what_they_are_then(tmp
     assert loaded.row == Guard(changes=42)
     await session.close()
     await sound(process.store)
+
+
+async def test_an_exit_that_was_kept_and_told_stands_though_the_profiles_were_changed_before_the_restart(
+    tmp_path: Path,
+) -> None:
+    place = Place(tmp_path)
+    first = await place.process()
+    session = await first.start()
+    await stepped(session, candle(0, 43000))
+    first.backend.go("gone")
+    (closed,) = await stepped(session, TARGET)
+    first.die()
+
+    second = await place.process(signals={}, risk=[])
+    session = await second.start()
+
+    assert session.state.signal is None
+    again = await session.deliver()
+    assert [(event.id, event.price_close) for event in again if event.kind == "closed"] == [(closed.id, 44000)]
+    await session.close()

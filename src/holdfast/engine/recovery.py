@@ -17,7 +17,7 @@ in the recorded outages, gives the same trades, whether or not the last process 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple, cast
 
 import msgspec
@@ -126,14 +126,17 @@ async def recover(
     clock: Callable[[], int],
     sleep: Sleep,
     claim: Claim = Claim(),
+    merge: Callable[[Loaded[Owner]], Awaitable[Loaded[Owner]]] | None = None,
 ) -> Recovered:
-    """Own, load, check and reconcile one context.
+    """Own, merge, load, check and reconcile one context.
 
     Args:
         risk_names: The profiles that its strategy has now.
         lifetime_ms: Longest life of a signal; older slots of others without a signal are pruned.
         clock: Tells the time in epoch milliseconds.
         claim: What to do about an owner that may be alive.
+        merge: Commits what an emergency journal keeps of it, under the owner row, and returns that row. It comes before
+            anything is repaired: what is repaired first would look like the work of another owner.
 
     Raises:
         HeldError: Another process owns it and lives; the message names it.
@@ -144,6 +147,8 @@ async def recover(
     owner = await own(store, writer, context, holder=holder, now_ms=clock(), sleep=sleep, claim=claim)
     if store.may_be_unfinished(str(context)):  # what the last owner had decided, and nobody else may carry out
         await roll_forward(store, lambda lane: lane == str(context))
+    if merge is not None:
+        owner = await merge(owner)
     for _ in range(MAX_ATTEMPTS):
         found, versions = await _load(store, context, risk_names, now_ms=clock(), lifetime_ms=lifetime_ms)
         plan = reconcile(context, found, risk_names)

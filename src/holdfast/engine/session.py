@@ -29,7 +29,7 @@ from ..contract import Key
 from ..domains import context_key
 from ..errors import FailedError, FullError, HeldError, HoldfastError, UnavailableError
 from ..names import Context
-from ..rows import CloseReason, Event, Guard, Owner, Row, Signal
+from ..rows import CloseReason, Event, Guard, Owner, Row, SessionRow, Signal
 from ..rules.candles import MINUTE_MS, Candle, Window
 from ..rules.params import Params
 from ..rules.risk import RiskProfile
@@ -162,13 +162,11 @@ class Session:
         predecessor = None
         try:
             found, tenure = await self._own()
-            if self.writer.lifeline.is_ahead and await self.writer.merge_kept(tenure):
-                found, tenure = await self._own()  # and load what that made of it
         except UnavailableError as error:
             if isinstance(error, HeldError) or (standing := await self._stand_in(error)) is None:
                 raise
             found, predecessor = standing.recovered, standing.predecessor
-            tenure = self._tenure(found)
+            tenure = self._tenure(found.owner, found.session)
         self.state = found.state
         for why in found.report.stopped:
             self._tell_trouble(Trouble(kind="quarantine", context=self.context, why=why))
@@ -192,14 +190,19 @@ class Session:
         found = await recover(
             self.store, self.writer.lane, self.context, holder=self._holder, risk_names=self.spec.risk_names,
             lifetime_ms=self.spec.params.max_signal_lifetime_minutes * MINUTE_MS,
-            clock=self._clock, sleep=self._sleep, claim=claim,
+            clock=self._clock, sleep=self._sleep, claim=claim, merge=self._merge_kept,
         )  # fmt: skip
-        return found, self._tenure(found, proven)
+        return found, self._tenure(found.owner, found.session, proven)
 
-    def _tenure(self, found: Recovered, proven: int = 0) -> Tenure:
+    async def _merge_kept(self, owner: Loaded[Owner]) -> Loaded[Owner]:
+        if not self.writer.lifeline.is_ahead:
+            return owner
+        return await self.writer.merge_kept(self._tenure(owner, None))
+
+    def _tenure(self, owner: Loaded[Owner], session: Loaded[SessionRow] | None, proven: int = 0) -> Tenure:
         sign = self._sign
         return Tenure(
-            self.store, self.writer.lane, self.context, found.owner, found.session, sleep=self._sleep,
+            self.store, self.writer.lane, self.context, owner, session, sleep=self._sleep,
             lapses=lambda: 0 if sign is None else sign.lapses, proven=proven,
         )  # fmt: skip
 

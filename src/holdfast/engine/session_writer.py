@@ -110,19 +110,19 @@ class SessionWriter:
         self.outbox.kept.update(event.number for event in self.outbox.waiting)  # no trade can be recorded yet
         self.background.soon()
 
-    async def merge_kept(self, tenure: Tenure) -> bool:
-        """Merge what an earlier run left in the emergency journal; True when that changed the store: load it anew.
+    async def merge_kept(self, tenure: Tenure) -> Loaded[Owner]:
+        """Merge what an earlier run left in the emergency journal; returns the owner row as it then stands.
 
         Raises:
             FencedError, UnavailableError: As :meth:`Lifeline.merge`.
 
         Crash: As :meth:`Lifeline.merge`.
         """
-        merged = await self.lifeline.merge(tenure, recovering=True)
+        await self.lifeline.merge(tenure, recovering=True)
         for kept in self.lifeline.overtaken:
             why = f"commit {kept.number} of the emergency journal was left out: another owner has gone on"
             self._tell(Trouble(kind="emergency", context=self._context, why=why))
-        return merged
+        return tenure.loaded
 
     @property
     def owner(self) -> Owner | None:

@@ -70,6 +70,11 @@ class Tenure:
         return self._owner.row
 
     @property
+    def loaded(self) -> Loaded[Owner]:
+        """The owner row with the version that the next commit expects."""
+        return self._owner
+
+    @property
     def session(self) -> SessionRow | None:
         """The session row as it was read or written last."""
         return None if self._session is None else self._session.row
