@@ -277,6 +277,28 @@ def test_the_operator_may_close_what_is_still_valid(capsys: pytest.CaptureFixtur
     assert answer(capsys, "show", "data")["trades"][0]["priceClose"] == 43000.0
 
 
+@pytest.mark.parametrize(
+    ("context", "said"),
+    [("replay/BTCUSDT/typo", "adds no strategy 'typo'"), ("typo/BTCUSDT/patient", "adds no exchange 'typo'")],
+)
+def test_a_position_that_nobody_would_watch_is_refused_or_warned_of(
+    context: str, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "bot.py").write_text(BOT.replace("{more}", "") + EXCHANGE.replace("LOW", "43300"))
+    write(FileBackend(Path("data")), open_rows())
+    position = ("--position", "long", "--open", "43000", "--take-profit", "44000", "--stop-loss", "42000",
+                "--minutes", "60", "--at", str(T0), "--store", "data")  # fmt: skip
+    assert call("adopt", context, *position, "--bot", "bot.py") == 2
+    assert said in capsys.readouterr().err
+    assert call("show", "data") == 0
+    assert "typo" not in capsys.readouterr().out
+    assert call("adopt", context, *position) == 0
+    assert "nobody watches" in capsys.readouterr().err
+    assert call("adopt", "replay/ETHUSDT/patient", *position, "--bot", "bot.py") == 0
+    assert call("adopt", "replay/SOLUSDT/patient", *position) == 0
+    assert capsys.readouterr().err == "", "another symbol of the same bot is nothing strange"
+
+
 def test_close_adopt_and_clear_are_on_the_record(capsys: pytest.CaptureFixture[str]) -> None:
     async def break_it(store: Store) -> None:
         await store.quarantine(SIGNAL_KEY, "test")

@@ -15,11 +15,11 @@ from ..engine.registry import default_registry
 from ..engine.salvaging import named
 from ..errors import InvalidInputError, NotFoundError
 from ..names import Context
-from ..rows import Order, Signal
+from ..rows import Order, SessionRow, Signal
 from ..rules.candles import MINUTE_MS
 from ..store import Store
 from .by_hand import add_options, hands, load, moment_of, price_of, row_key, tell
-from .exits import OK
+from .exits import OK, complain
 from .recover import opened, operator
 
 _NEEDED = ("position", "open", "take_profit", "stop_loss", "minutes")
@@ -116,6 +116,7 @@ def _require_sense(options: argparse.Namespace, *, at_venue: bool, described: bo
 
 async def _at_venue(store: Store, context: Context, options: argparse.Namespace) -> Done:
     """Adopt with the venue's word for it, where the bot's file has a broker."""
+    await _require_known(store, context, options.bot)
     worker = hands(store, options)
     exchange = next((e for e in default_registry.list_exchanges() if e.exchange_name == context.exchange_name), None)
     if exchange is None or exchange.broker is None or options.without_order:
@@ -136,6 +137,33 @@ async def _at_venue(store: Store, context: Context, options: argparse.Namespace)
         return await _position(worker, context, options, holdings)
     finally:
         await exchange.broker.close()
+
+
+async def _require_known(store: Store, context: Context, bot: str | None) -> None:
+    """Refuse a context that the bot's file does not run, and warn of one that nothing here has run: nobody watches it.
+
+    A market of the command line stands in for the exchange of a file that adds none.
+    """
+    if bot is None:
+        rows = [loaded.row for loaded in (await store.scan("session")).values()]
+        ran = {Context(*row.context)[::2] for row in rows if isinstance(row, SessionRow)}
+        if context[::2] not in ran:
+            exchange, strategy = context[::2]
+            complain(
+                f"no bot has run {strategy!r:.60} on {exchange!r:.60} with this store: unless one does, nobody watches "
+                f"{context} (give --bot BOT.py to be sure)"
+            )
+        return
+    exchanges = [one.exchange_name for one in default_registry.list_exchanges()]
+    strategies = [one.strategy_name for one in default_registry.list_strategies()]
+    for what, name, known in (
+        ("exchange", context.exchange_name, exchanges), ("strategy", context.strategy_name, strategies),
+    ):  # fmt: skip
+        if name not in known and (known or what == "strategy"):
+            raise InvalidInputError(
+                f"{bot} adds no {what} {name!r:.60}, so nobody would watch {context}: it has "
+                f"{', '.join(known) or 'none'}; name one of these, or give the file that runs it"
+            )
 
 
 async def _require_no_orders(store: Store, context: Context) -> None:
