@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from ...errors import ConflictError, FailedError, HoldfastError, UnavailableError, UnknownOutcomeError
+from ...errors import ConflictError, FailedError, FullError, HoldfastError, UnavailableError, UnknownOutcomeError
 from .plan import Call, Fault
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ class FaultyLine:
     def __init__(self, life: Life) -> None:
         self._life, self._process, self._world = life, life.process, life.world
 
-    async def call(self, kind: str, act: Callable[[], Any], told: str = "") -> Any:
+    def call(self, kind: str, act: Callable[[], Any], told: str = "") -> Awaitable[Any]:
         """Have ``act`` done at the other end, unless a fault comes between."""
         if self._life.dead:
             raise FailedError("the simulated process is dead")
         process, scheduler = self._process, self._world.scheduler
         kind = _CALLS[kind]
         process.calls[kind] += 1
-        fault = process.at_calls.get((kind, process.calls[kind]))
+        fault = process.at_calls.get((kind, process.calls[kind])) if process.at_calls else None
         now, answer = scheduler.now_seconds, self._life.loop.create_future()
         if fault is not None:
             self._fail(fault, act, answer, now, told)
@@ -47,6 +47,8 @@ class FaultyLine:
                 self._cut_off(kind, answer, now)
             else:
                 scheduler.at(now + process.lag(), self._land, act, answer, told)
+        elif now < process.full_until and kind == "commit":
+            scheduler.at(now + process.lag(), self._answer, answer, FullError("there is no room: make some"))
         elif now < process.silent_until and kind == "commit":
             if process.is_lost():
                 scheduler.at(now + process.lag(), self._land, act, self._nobody(), told)
@@ -55,7 +57,7 @@ class FaultyLine:
             self._cut_off(kind, answer, now)
         else:
             scheduler.at(now + process.lag(), self._land, act, answer, told)
-        return await answer
+        return answer
 
     def _cut_off(self, kind: str, answer: asyncio.Future[Any], now: float) -> None:
         lost = kind in _CHANGES and self._process.is_lost()

@@ -62,6 +62,8 @@ class Oracle:
         self._beats: dict[str, float] = {}
         self._events: dict[str, dict[int, Event]] = defaultdict(dict)
         """Every event that was ever committed."""
+        self._kept: dict[Key, Event] = {}
+        """Events that lie, or lay, in an emergency journal."""
         self._told: Counter[str] = Counter()
         self._done: set[tuple[Sender, str, int]] = set()
         """Events that a process has told to the end."""
@@ -182,10 +184,18 @@ class Oracle:
 
     # ------------------------------------------------------------------ events
 
+    def kept(self, rows: Mapping[Key, Row | None]) -> None:
+        """Take note of a commit that was written to an emergency journal."""
+        for key, row in rows.items():
+            if key.domain == "outbox" and row is not None:
+                self._kept[key] = cast("Event", row)
+        if self.trades is not None:
+            self.trades.kept(rows)
+
     def telling(self, sender: Sender, event: Event) -> None:
         """Judge an event that listeners are about to be told."""
         name = context_key("owner", event.signal.context).entity_name
-        stored = self._events[name].get(event.number)
+        stored = self._events[name].get(event.number) or self._kept.get(event_key(event.signal.context, event.number))
         if stored is None:
             self._violate(f"{event.id}: {sender.name} told it before it was committed")
         elif stored != event:

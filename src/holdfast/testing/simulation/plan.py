@@ -20,7 +20,7 @@ Kind = Literal[
     "rejected", "partial", "part_only", "resting", "twice", "fill_first", "fill_after",
     # at a time
     "crash", "pause", "leave", "clock", "outage", "silence", "candles_late",
-    "candles_refused", "strategy_raises", "gap", "cut_off",
+    "candles_refused", "strategy_raises", "gap", "cut_off", "full",
 ]  # fmt: skip
 Call = Literal["", "commit", "read", "submit", "cancel", "ask"]
 VENUE = -2
@@ -113,6 +113,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """How long a listener takes."""
     venue: SimulatedVenue | None = None
     """Where orders go; None: nobody has a broker."""
+    emergency: bool = False
+    """Each process has an emergency journal; the last process finds that of the first."""
 
 
 def drawn(seed: int) -> Plan:
@@ -214,12 +216,22 @@ def _traded(plan: Plan, chance: Random) -> Plan:
     )  # fmt: skip
     faults = [_stepped(fault, chance) if fault.kind == "clock" else fault for fault in plan.faults]
     faults += [_venue_fault(chance, plan) for _ in range(chance.choice((0, 1, 1, 2, 2, 3, 4)))]
-    return msgspec.structs.replace(plan, venue=venue, faults=tuple(faults))
+    emergency = len(plan.processes) == 1 and chance.random() < 0.5
+    if emergency:
+        faults += [_store_in_trouble(chance, plan) for _ in range(chance.choice((1, 1, 2)))]
+    return msgspec.structs.replace(plan, venue=venue, faults=tuple(faults), emergency=emergency)
+
+
+def _store_in_trouble(chance: Random, plan: Plan) -> Fault:
+    return Fault(
+        kind=chance.choice(("full", "full", "outage", "silence")), process=0,
+        at=round(chance.random() * plan.minutes * 60, 3), seconds=chance.choice((40.0, 90.0, 200.0)),
+    )  # fmt: skip
 
 
 def _stepped(fault: Fault, chance: Random) -> Fault:
     """Let a clock step by less than the grace that orders have, most often."""
-    return msgspec.structs.replace(fault, seconds=chance.choice((-2.0, -2.0, 2.0, 2.0, -61.0, 61.0, -3600.0)))
+    return msgspec.structs.replace(fault, seconds=chance.choice((-2.0, -2.0, 2.0, 2.0, -61.0, 45.0, -3600.0)))
 
 
 def _venue_fault(chance: Random, plan: Plan) -> Fault:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...contract import Survives
 from ...engine.driver import Driver
 from ...engine.listeners import Listeners
+from ...engine.modes import TroublePolicy
 from ...engine.specs import Callbacks, ExchangeSpec, StrategySpec, plain_number
 from ...engine.turns import Turns
 from ...engine.worker import sign_of_life
@@ -19,6 +20,7 @@ from ...errors import FailedError, FencedError, HeldError, HoldfastError, Unavai
 from ...rows import Event
 from ...rules.risk import RiskPayload, RiskProfile, Validation
 from ...store import Store
+from .journal import disk, path_of
 from .line import FaultyLine
 from .loop import ProcessLoop
 from .market import PARAMS, START_MS, Feed, Trouble, context_of
@@ -46,6 +48,8 @@ class Process:
         self.outage_until = 0.0
         self.silent_until = 0.0
         """Until then no commit is answered, whether it is applied or not."""
+        self.full_until = 0.0
+        """Until then the storage has no room for this process."""
         self.cut_off_until = 0.0
         """Until then the venue cannot be reached."""
         self.raises: set[int] = set()
@@ -104,6 +108,8 @@ class Process:
                 self.outage_until = max(self.outage_until, now + fault.seconds)
             case "silence":
                 self.silent_until = max(self.silent_until, now + fault.seconds)
+            case "full":
+                self.full_until = max(self.full_until, now + fault.seconds)
             case "cut_off":
                 self.cut_off_until = max(self.cut_off_until, now + fault.seconds)
             case "candles_late" | "candles_refused" | "gap":
@@ -158,7 +164,14 @@ class Life:
         """Sleep in simulated time."""
         if self.dead:
             raise asyncio.CancelledError
-        await asyncio.sleep(seconds)
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        woken, timer = self.loop.woken_in(seconds)
+        try:
+            await woken
+        finally:
+            timer.cancel()
 
     def clock_ms(self) -> int:
         """Tell the wall clock's time, which may step."""
@@ -186,6 +199,7 @@ class Life:
         if not self.dead:
             self.world.note(f"{self.name} crashes")
             self.dead = True
+            disk.release(self.name)
             self.loop.kill()
             self.process.ended(self)
 
@@ -200,6 +214,7 @@ class Life:
     def _buried(self) -> None:
         if not self.dead:
             self.dead = True
+            disk.release(self.name)
             self.loop.kill()
             self.process.ended(self)
 
@@ -285,8 +300,15 @@ class Life:
         return Driver(
             context, strategy, exchange, turns.join(context, strategy.risk_names), store=store, profiles=profiles,
             listeners=_Hearing(self), params=PARAMS, holder=self.name, clock=self.clock_ms, sleep=self.sleep,
-            on_conflict=self.on_conflict, lease_seconds=self.world.plan.lease_seconds,
+            on_conflict=self.on_conflict, lease_seconds=self.world.plan.lease_seconds, on_trouble=self._policy(),
         )  # fmt: skip
+
+    def _policy(self) -> TroublePolicy:
+        """Return what to do about a store in trouble: the last process finds the journal of the first."""
+        if not self.world.plan.emergency:
+            return TroublePolicy()
+        file = f"p{max(self.process.spec.number, 0)}"
+        return TroublePolicy(emergency=path_of(file, self.name), emergency_bytes=64 * 1024)
 
     def _broker(self) -> SimulatedBroker | None:
         venue, trades = self.world.venue, self.world.trades

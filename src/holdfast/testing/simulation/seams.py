@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from ... import spans, store, writer
-from ...engine import account, ownership, worker
+from ...engine import account, blocks, emergency, health, ownership, worker
+from .journal import at_once, simulated_emergency
 
 
 class _Instead:
@@ -40,6 +41,11 @@ class Tokens:
         self._count += 1
         return f"{self._count:0{2 * nbytes}x}"
 
+    def token_bytes(self, nbytes: int = 16) -> bytes:
+        """Return the next one, as bytes."""
+        self._count += 1
+        return self._count.to_bytes(nbytes, "big")
+
 
 tokens = Tokens()
 
@@ -54,6 +60,7 @@ def simulated_surroundings() -> Iterator[None]:
         (ownership, "socket", named), (ownership, "os", process),
         (worker, "socket", named), (worker, "os", process), (account, "socket", named), (account, "os", process),
         (worker, "machine", lambda: ""), (worker, "started_ticks", lambda pid: 0),
+        (health, "Emergency", simulated_emergency), (emergency, "_in_thread", at_once), (blocks, "secrets", tokens),
         (ownership, "_LONGEST_LOOK_SECONDS", 60.0),  # a watcher that looks more often only takes more steps
     ]  # fmt: skip
     before = [(module, name, getattr(module, name)) for module, name, _ in replaced]

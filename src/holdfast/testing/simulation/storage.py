@@ -6,7 +6,7 @@ way to it, and everything that can go wrong on that way is up to its :class:`Lin
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ...backends.state import State
@@ -56,7 +56,7 @@ class SharedMemory:
 class Line(Protocol):
     """How the calls of one process come to the storage, and their answers back."""
 
-    async def call(self, kind: str, act: Callable[[], Any], told: str = "") -> Any:
+    def call(self, kind: str, act: Callable[[], Any], told: str = "") -> Awaitable[Any]:
         """Have ``act`` done at the storage and return what it returned, unless something goes wrong on the way."""
         ...
 

@@ -6,7 +6,7 @@ Like the rest of the oracle it sits at the storage and at the venue, and believe
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, cast
 
@@ -65,8 +65,10 @@ class TradeOracle:
         """Every order that ever had a row, as it was stored last."""
         self._gone: set[str] = set()
         """Those whose rows were deleted since."""
-        self._sent: set[str] = set()
-        """Orders that may have reached the venue: they left a process, which was not told that they did not."""
+        self._kept: dict[str, Order] = {}
+        """Orders as an emergency journal has, or had, them."""
+        self._sent: Counter[str] = Counter()
+        """How often an order may have reached the venue: it left a process, which was not told that it did not."""
         self._lanes: dict[str, str] = {}
         """For each lane that ever wrote an owner row: whose."""
         self._fenced: dict[tuple[Sender, str], str] = {}
@@ -132,11 +134,11 @@ class TradeOracle:
         """An order that may have been sent counts as never having come only when it can come no more."""
         over_ms = order.expires_at_ms + round(1000 * (PARAMS.order_grace_seconds + self._plan.lease_seconds))
         answered = order.client_order_id in self._venue.came_too_late
-        if order.client_order_id in self._sent and not answered and self._clocks_stand and sender.clock_ms() < over_ms:
+        if self._sent[order.client_order_id] and not answered and self._clocks_stand and sender.clock_ms() < over_ms:
             self._violate(f"{key}: {sender.name} gave it up {over_ms - sender.clock_ms()} ms too early")
 
     def _intended(self, key: Key, order: Order, events: Iterable[Event], op: Op) -> None:
-        if order.state != "intended":
+        if order.state != "intended" and order.client_order_id not in self._kept:
             self._violate(f"{key}: {op.writer} wrote it as {order.state}, though no intent was on record")
         if order.reduce_only != (order.action in EXITS and self._venue.features.reduce_only):
             self._violate(f"{key}: {order.action}, reduce only: {order.reduce_only}")
@@ -181,13 +183,18 @@ class TradeOracle:
                 entered += order.filled_quantity
         return entered - closed if entered - closed > entered * _ROUNDING else 0.0
 
+    def kept(self, rows: Mapping[Key, Row | None]) -> None:
+        """Take note of what was written to an emergency journal."""
+        self._kept.update((row.client_order_id, row) for row in rows.values() if isinstance(row, Order))
+
     # ------------------------------------------------------------------ requests
 
     def submitting(self, sender: Sender, request: OrderRequest) -> None:
         """Judge an order that a life is about to send."""
         name = request.client_order_id
         self._may_act(sender, request.symbol, f"sent {name}")
-        row = self._stored(request.symbol, name)
+        stored, kept = self._stored(request.symbol, name), self._kept.get(name)
+        row = stored if kept is None or (stored is not None and request == request_of(stored)) else kept
         if row is None:
             self._violate(f"{sender.name} sent {name}, whose intent is not on record")
             return
@@ -199,14 +206,13 @@ class TradeOracle:
             self._violate(f"{sender.name} sent the entry {name}, whose validity is over")
         if row.expires_at_ms - row.intended_at_ms > 1000 * 600:
             self._violate(f"{sender.name} sent {name}, which is valid for too long")
-        if name in self._sent and self._venue.features.refuses_repeated_ids != "always":
+        if self._sent[name] and self._venue.features.refuses_repeated_ids != "always":
             self._violate(f"{sender.name} sent {name} again, where an id may repeat")
-        self._sent.add(name)
+        self._sent[name] += 1
 
     def unsent(self, request: OrderRequest) -> None:
-        """Take note that an order certainly did not leave: it was sent once at most before."""
-        if self._venue.features.refuses_repeated_ids != "always":
-            self._sent.discard(request.client_order_id)
+        """Take note that an order certainly did not leave, this time."""
+        self._sent[request.client_order_id] -= 1
 
     def cancelling(self, sender: Sender, symbol: str, client_order_id: str) -> None:
         """Judge a cancellation that a life is about to send."""

@@ -9,6 +9,7 @@ from random import Random
 import msgspec
 
 from ...contract import Key, Op, Record
+from .journal import disk
 from .loop import Scheduler, StuckError
 from .market import SimulatedMarket
 from .oracle import Oracle
@@ -51,8 +52,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 class World:
     """All that one history consists of."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, *, told: bool = True) -> None:
+        self.plan, self._told = plan, told
         self.lines: list[str] = []
         self.violations: list[str] = []
         self.commits = 0
@@ -69,6 +70,7 @@ class World:
             self.trades = self.oracle.trades = TradeOracle(
                 plan, self.venue, self.oracle, lambda: self.scheduler.now_seconds, self.violate
             )
+        disk.restart(self.oracle.kept)
         self.processes = [Process(self, spec) for spec in plan.processes]
 
     def late(self, until_seconds: float) -> None:
@@ -77,7 +79,8 @@ class World:
 
     def note(self, text: str) -> None:
         """Put a line on the record."""
-        self.lines.append(f"{self.scheduler.now_seconds:.6f} {text}")
+        if self._told:
+            self.lines.append(f"{self.scheduler.now_seconds:.6f} {text}")
 
     def violate(self, text: str) -> None:
         """Record that something happened which must not; the history ends there."""
@@ -91,6 +94,8 @@ class World:
         try:
             scheduler.run(end_seconds)
             everything = tuple(one.number for one in self.plan.contexts)
+            if self.plan.emergency:  # the last process is the first one's next start, on the same disk
+                scheduler.at(end_seconds, self._switch_off)
             spec = SimulatedProcess(number=-1, contexts=everything, start_seconds=end_seconds, on_conflict="takeover")
             last = Process(self, spec)
             self.processes.append(last)
@@ -110,31 +115,41 @@ class World:
                     process.life.dead = True
                     process.life.loop.kill()
 
+    def _switch_off(self) -> None:
+        for process in self.processes:
+            if process.spec.number >= 0 and process.life is not None:
+                process.life.crash()
+
     def _accepted(self, scope: str, number: int, op: Op, changes: Mapping[Key, Record | None], sender: object) -> None:
         self.commits += 1
-        told = " ".join(
-            f"{'/'.join(key)}={'-' if record is None else record.payload[-10:-2].decode()}"
-            for key, record in changes.items()
-        )
-        self.note(f"{getattr(sender, 'name', '?')} {scope} {number} {op.writer}#{op.n} {told}")
+        if self._told:
+            told = " ".join(
+                f"{'/'.join(key)}={'-' if record is None else record.payload[-10:-2].decode()}"
+                for key, record in changes.items()
+            )
+            self.note(f"{getattr(sender, 'name', '?')} {scope} {number} {op.writer}#{op.n} {told}")
         self.oracle.accepted(scope, number, op, changes, sender)
 
     def outcome(self) -> Outcome:
         """Return what came of it."""
         return Outcome(
             plan=self.plan, violations=tuple(self.violations), lines=tuple(self.lines), commits=self.commits,
-            trace=hashlib.blake2b("\n".join(self.lines).encode(), digest_size=16).hexdigest(),
+            trace=hashlib.blake2b("\n".join(self.lines).encode(), digest_size=16).hexdigest() if self._told else "",
             events=self.oracle.count(), orders=0 if self.venue is None else len(self.venue.book.orders),
         )  # fmt: skip
 
 
-def play(plan: Plan | int) -> Outcome:
+def play(plan: Plan | int, *, told: bool = True) -> Outcome:
     """Play the history of a plan, or of a seed, from its beginning to its end.
 
     Call it outside of any event loop, and of any run of the engine in the same process.
+
+    Args:
+        plan: What to play.
+        told: Keep a line for each thing that happens, and their hash; the verdict does not depend on it.
     """
     with simulated_surroundings():
         tokens.restart()
-        world = World(drawn(plan) if isinstance(plan, int) else plan)
+        world = World(drawn(plan) if isinstance(plan, int) else plan, told=told)
         world.run()
         return world.outcome()
