@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl
 
 KEY, SECRET = "k" * 40 + "PublicPartOfTheKey123456", "s" * 40 + "SecretPartOfTheKey123456"
 SYMBOLS = {"BTCUSDT": ("BTC", "USDT"), "ETHUSDT": ("ETH", "USDT")}
-STEP, TICK = Decimal("0.00001"), Decimal("0.01")
+STEP, TICK, LEAST_COST = Decimal("0.00001"), Decimal("0.01"), Decimal(5)
 HISTORY_MS = 86_400_000
 ENDED = ("FILLED", "CANCELED", "EXPIRED", "REJECTED")
 Params = dict[str, str]
@@ -73,6 +73,8 @@ class Venue:
             raise Refused(-1013, "Filter failure: LOT_SIZE")
         if price % TICK:
             raise Refused(-1013, "Filter failure: PRICE_FILTER")
+        if quantity * price < LEAST_COST:
+            raise Refused(-1013, "Filter failure: NOTIONAL")
         base, quote = SYMBOLS[symbol]
         need = (quote, quantity * price) if p["side"] == "BUY" else (base, quantity)
         if self.free(need[0]) < need[1]:
@@ -205,6 +207,7 @@ def exchange_info() -> dict[str, Any]:
     filters = [
         {"filterType": "PRICE_FILTER", "minPrice": str(TICK), "maxPrice": "1000000.00", "tickSize": str(TICK)},
         {"filterType": "LOT_SIZE", "minQty": str(STEP), "maxQty": "9000.00000", "stepSize": str(STEP)},
+        {"filterType": "NOTIONAL", "minNotional": str(LEAST_COST), "applyMinToMarket": True, "avgPriceMins": 5},
     ]
     listed = [
         {"symbol": symbol, "status": "TRADING", "baseAsset": base, "quoteAsset": quote, "baseAssetPrecision": 8,
@@ -296,6 +299,9 @@ class Handler(BaseHTTPRequestHandler):
             return {"serverTime": venue.now_ms()}
         if name == "exchangeInfo":
             return exchange_info()
+        if name == "24hr":
+            symbol = _symbol(dict(parse_qsl(query)))
+            return {"symbol": symbol, "lastPrice": str(venue.price[symbol]), "closeTime": venue.now_ms()}
         p = venue.check(self.headers.get("X-MBX-APIKEY"), query)
         venue.requests.append([self.command, name, p])
         routes: dict[str, Callable[[Params], Any]] = {

@@ -110,6 +110,23 @@ async def test_so_it_does_at_a_venue_of_which_nothing_is_promised(venue: Remote)
         await broker.close()
 
 
+async def test_an_exit_of_less_than_the_venue_trades_says_so_and_no_other_refusal_does(
+    broker: CcxtBroker, venue: Remote
+) -> None:
+    await broker.submit(request())
+    below_step, below_cost, entry = [
+        await broker.submit(request(side=side, quantity=quantity, closes=side == "sell"))
+        for side, quantity in (("sell", 0.000_009), ("sell", 0.000_09), ("buy", 0.000_09))
+    ]
+    assert [(one.state, one.too_small) for one in (below_step, below_cost)] == [("rejected", True)] * 2
+    assert "NOTIONAL" in below_cost.note
+    assert (entry.state, entry.too_small) == ("rejected", False)
+    venue.faults("echo")
+    refused = await broker.submit(request(side="sell", closes=True))
+    assert (refused.state, refused.too_small) == ("rejected", False), "it is worth a lot, whatever it was refused for"
+    assert len(venue.orders()) == 1
+
+
 async def test_a_spot_account_goes_not_short(broker: CcxtBroker, venue: Remote) -> None:
     await broker.submit(request())
     for short in (request(side="sell"), request(side="buy", reduce_only=True)):

@@ -64,3 +64,30 @@ async def test_a_trade_stands_once_at_the_venue_though_both_its_answers_were_los
     assert len(taken) == 2
     assert held == []
     assert all(map(book.is_settled, book.signal_ids()))
+
+
+@pytest.mark.usefixtures("brief")
+async def test_what_is_left_below_the_step_is_told_and_holds_nothing_up(venue: Remote) -> None:
+    venue("charge", fee="0.001")
+    candles = [*flat(43000, -10, 4), candle(5, 43000, high=44100), *flat(43000, 6, 9), candle(10, 43000, high=44100)]
+    market = FakeMarket({"BTCUSDT": [*candles, *flat(43000, 11, 12)]})
+    broker = CcxtBroker(client_of(venue.port), symbols=["BTCUSDT"])
+    market.broker = broker  # type: ignore[attr-defined]
+    bot = Bot(market, {1: proposal(quantity=0.00123)})
+    store = await memory_store()
+    run: Any = Live.run(
+        "BTCUSDT", strategy_name=bot.strategy, exchange_name=bot.exchange, store=store, registry=bot.registry,
+        listeners=bot.listeners, sleep=lambda seconds: asyncio.sleep(min(seconds, 0.02)),
+        clock=lambda: int(time.time() * 1000),
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(40):
+            events = [event.kind async for event in run]
+        book = await orders_in(store)
+    finally:
+        await store.close()
+        await broker.close()
+    assert events == ["opened", "closed"], "and the run ended"
+    assert [(o["side"], o["origQty"]) for o in venue.orders()] == [("BUY", "0.00123"), ("SELL", "0.00122")]
+    assert all(map(book.is_settled, book.signal_ids()))
+    assert any("less than the venue trades" in str(told.error) for told in bot.errors)

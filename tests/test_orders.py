@@ -288,6 +288,22 @@ def test_exits_follow_until_nothing_is_left_each_for_what_is_left() -> None:
     assert Book(orders).is_settled(SIGNAL.id)
 
 
+def test_an_exit_after_a_partial_one_is_for_what_is_left_to_the_last_step() -> None:
+    for filled, closed, left in ((0.3, 0.112, 0.188), (0.3, 0.1, 0.2), (1.1, 0.4, 0.7)):
+        entry = entered(filled)
+        first = an_exit(Book([entry]), state="cancelled", filled_quantity=closed)
+        assert an_exit(Book([entry, first])).quantity == left
+
+
+def test_what_is_left_below_what_the_venue_trades_ends_the_exits() -> None:
+    entry = entered()
+    leaving = an_exit(Book([entry]))
+    ended = answered(leaving, report("rejected", too_small=True))
+    assert (ended.state, ended.missing_quantity) == ("rejected", leaving.quantity)
+    assert Book([entry, ended]).is_settled(SIGNAL.id)
+    assert answered(entry, report("rejected", too_small=True)).missing_quantity == 0, "an entry misses nothing"
+
+
 def test_a_refused_exit_is_followed_after_a_pause_that_grows() -> None:
     book = Book([entered()])
     pauses = []

@@ -21,7 +21,7 @@ from ..cancellation import no_stray_cancellation
 from ..engine.broker import Features, OrderReport, OrderRequest, VenuePosition
 from ..errors import HoldfastError, InvalidInputError, UnavailableError
 from ..rules.contracts import amount_of, quantity_in, unit_of
-from .ccxt_markets import Markets
+from .ccxt_markets import Markets, is_too_small
 from .ccxt_words import (
     UNKNOWN_VENUE,
     VENUES,
@@ -40,6 +40,9 @@ _CLOCK_SECONDS = 3600.0
 _PAGE = 500
 _MAX_PAGES = 200
 _FUTURES = frozenset(("future", "swap", "linear"))
+_ABOUT = 1.05
+"""Venues measure the worth of an order by a price of their own, such as the average of some minutes."""
+TOO_SMALL = "it is less than the venue trades, and stays in the account"
 _ENDED = frozenset(("filled", "cancelled", "rejected", "expired"))
 # Bounded where an exchange cannot be asked by client order id: how far back its history is looked through.
 _LOOK_BACK_MS = 7 * 86_400_000
@@ -147,6 +150,8 @@ class CcxtBroker:
         left_ms = request.expires_at_ms - now_ms
         if left_ms <= 0:
             return self._refused(request, "expired", "not sent: its time had passed")
+        if closes(request) and is_too_small(self.client, market, amount_of(request.quantity, unit)):
+            return self._refused(request, "rejected", f"not sent: {TOO_SMALL}", too_small=True)
         quantity = await self._sellable(request, market)
         if quantity <= 0:
             return self._refused(request, "rejected", "not sent: a spot account sells what it holds, and no more")
@@ -159,7 +164,15 @@ class CcxtBroker:
                 )  # fmt: skip
             return report_on(order, request.symbol, request.client_order_id, unit)
         except Exception as error:
-            return self._answer_to(request, error)
+            report = self._answer_to(request, error)
+        if (
+            closes(request)
+            and report.state == "rejected"
+            and not report.repeated
+            and await self._is_cheap(market, request)
+        ):
+            return msgspec.structs.replace(report, too_small=True, note=f"{report.note}; {TOO_SMALL}")
+        return report
 
     async def find(self, symbol: str, client_order_id: str) -> OrderReport | None:
         """Return what the venue knows of an order; as :class:`~holdfast.engine.broker.Broker`.
@@ -334,10 +347,24 @@ class CcxtBroker:
             return self._refused(request, "rejected", said, repeated=meaning == "repeated")
         raise self._raised(error, changing=True) from None
 
-    def _refused(self, request: OrderRequest, state: Any, note: str, *, repeated: bool = False) -> OrderReport:
+    async def _is_cheap(self, market: Mapping[str, Any], request: OrderRequest) -> bool:
+        """Whether a refused exit is worth less than the venue trades, at the price of now."""
+        least = ((market.get("limits") or {}).get("cost") or {}).get("min")
+        if not least or not self._has("fetchTicker"):
+            return False
+        try:
+            price = (await self._asked(self.client.fetch_ticker, market["symbol"])).get("last")
+        except HoldfastError:
+            return False
+        return bool(price) and request.quantity * float(price) < float(least) * _ABOUT
+
+    def _refused(
+        self, request: OrderRequest, state: Any, note: str, *, repeated: bool = False, too_small: bool = False
+    ) -> OrderReport:  # fmt: skip
         return OrderReport(
             client_order_id=request.client_order_id, symbol=request.symbol, state=state, side=request.side,
             quantity=request.quantity, reduce_only=request.reduce_only, repeated=repeated, note=note,
+            too_small=too_small,
         )  # fmt: skip
 
     def _raised(self, error: Exception, *, changing: bool) -> HoldfastError:

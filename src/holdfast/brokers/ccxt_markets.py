@@ -10,6 +10,18 @@ from ..errors import InvalidInputError
 from ..rules.contracts import ONE, unit_of
 
 
+def is_too_small(client: Any, market: Mapping[str, Any], amount: float) -> bool:
+    """Whether an amount of ccxt's is below the market's step or its least amount."""
+    least = ((market.get("limits") or {}).get("amount") or {}).get("min")
+    try:
+        written = float(client.amount_to_precision(market["symbol"], amount))
+    except Exception as error:
+        if "InvalidOrder" in {kind.__name__ for kind in type(error).__mro__}:
+            return True  # ccxt's way to say that nothing is left of it
+        raise
+    return written <= 0 or (least is not None and written < float(least))
+
+
 class Markets:
     """What a client knows of its markets, once they are loaded.
 

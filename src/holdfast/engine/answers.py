@@ -27,6 +27,8 @@ def answered(order: Order, report: OrderReport, *, resent: bool = False, late: b
     if refused and report.filled_quantity == 0 and (report.repeated or resent):
         return replaced(order, state="unknown", note=report.note)
     filled = max(order.filled_quantity, report.filled_quantity)
+    # What is left to close and cannot be traded is the venue's: more exits would be refused for ever.
+    is_dust = report.too_small and refused and order.action in EXITS and filled == 0
     state: OrderState = report.state
     if state == "sent" and order.state in ("open", "partial"):
         state = order.state
@@ -37,7 +39,7 @@ def answered(order: Order, report: OrderReport, *, resent: bool = False, late: b
     return replaced(
         order, state=state, filled_quantity=filled, venue_id=report.venue_id or order.venue_id,
         average_price=order.average_price if report.average_price is None else report.average_price,
-        note=report.note,
+        note=report.note, missing_quantity=order.quantity if is_dust else order.missing_quantity,
     )  # fmt: skip
 
 

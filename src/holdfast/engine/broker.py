@@ -74,6 +74,8 @@ class OrderReport(msgspec.Struct, frozen=True, kw_only=True):
     """When the venue took it or changed it last, by its own clock; 0: it did not say."""
     repeated: bool = False
     """``rejected``, because there is or was an order with this client order id: ``find`` tells what became of that."""
+    too_small: bool = False
+    """``rejected``, because the venue trades no such small quantity at all: what is left of an exit stays there."""
     note: str = ""
     """The venue's own words, such as why it rejected."""
 

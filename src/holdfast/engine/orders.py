@@ -19,6 +19,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
+from decimal import Decimal
 from typing import NamedTuple
 
 import msgspec
@@ -113,15 +114,23 @@ class Book:
 
     def position(self, signal_id: str) -> float:
         """Return what of a signal is filled and not closed, in units of the base currency; rounding is 0."""
-        entered = sum(order.filled_quantity for order in self.of(signal_id) if order.action == "open")
-        left = entered - sum(o.filled_quantity + o.missing_quantity for o in self.of(signal_id) if o.action in EXITS)
-        return left if left > entered * DUST else 0.0
+        entered, closed = self._sums(signal_id)
+        gone = sum(Decimal(repr(order.missing_quantity)) for order in self.of(signal_id) if order.action in EXITS)
+        left = float(entered - closed - gone)
+        return left if left > float(entered) * DUST else 0.0
 
     def excess(self, signal_id: str) -> float:
         """Return how much more of a signal was closed than was open; 0 where the venue knows reduce-only."""
-        entered = sum(order.filled_quantity for order in self.of(signal_id) if order.action == "open")
-        over = sum(order.filled_quantity for order in self.of(signal_id) if order.action in EXITS) - entered
-        return over if over > entered * DUST else 0.0
+        entered, closed = self._sums(signal_id)
+        over = float(closed - entered)
+        return over if over > float(entered) * DUST else 0.0
+
+    def _sums(self, signal_id: str) -> tuple[Decimal, Decimal]:
+        """Return what of a signal was filled and what was closed: in decimals, for a float's rounding costs a step."""
+        sums = [Decimal(0), Decimal(0)]
+        for order in self.of(signal_id):
+            sums[order.action in EXITS] += Decimal(repr(float(order.filled_quantity)))
+        return sums[0], sums[1]
 
     def is_settled(self, signal_id: str) -> bool:
         """Whether no order of a signal is under way and nothing is left to close."""
