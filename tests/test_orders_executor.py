@@ -254,6 +254,43 @@ async def test_a_refused_exit_is_not_given_up_where_nobody_can_tell_what_is_held
     assert len([told for told in desk.bot.errors if "cannot tell what the account holds" in str(told.error)]) == 2
 
 
+@pytest.mark.parametrize("reduce_only", [True, False])
+@pytest.mark.parametrize("mode", ["while_open", "never"])
+async def test_an_exit_that_the_dead_sent_from_a_lost_journal_is_found_and_not_sent_again(
+    mode: Any, reduce_only: bool
+) -> None:
+    desk = Desk(promised=features(mode, reduce_only=reduce_only))
+    desk.time.now_ms = minute_ms(1) + 2_000
+    entry = stored("open", state="filled", filled_quantity=2.0, venue_id="p2")
+    sent = {"symbol": "BTCUSDT", "expires_at_ms": 10**15, "reference_price": 43000.0}
+    book = desk.broker.book
+    book.submit(OrderRequest(client_order_id="others", side="buy", quantity=5.0, **sent))
+    book.submit(OrderRequest(client_order_id=ENTRY, side="buy", quantity=2.0, **sent))
+    book.submit(OrderRequest(client_order_id=EXIT, side="sell", quantity=2.0, reduce_only=reduce_only, **sent))
+    store = await left_behind(entry, is_open=True)
+    assert await live(desk, store) == [CLOSED]
+    assert desk.broker.sent == []
+    assert desk.broker.held_quantity == 5.0, "what belongs to others"
+    exits = [order for order in (await orders_in(store)).orders.values() if order.action == "close"]
+    assert [(order.state, order.filled_quantity) for order in exits] == [("filled", 2.0)]
+
+
+async def test_an_exit_of_a_restored_signal_that_nobody_sent_is_sent_once_the_venue_was_asked() -> None:
+    desk = Desk(promised=features("while_open"))
+    desk.time.now_ms = minute_ms(1) + 2_000
+    entry = stored("open", state="filled", filled_quantity=2.0, venue_id="p1")
+    desk.broker.book.submit(
+        OrderRequest(
+            symbol="BTCUSDT", client_order_id=ENTRY, side="buy", quantity=2.0, expires_at_ms=10**15,
+            reference_price=43000.0,
+        )
+    )  # fmt: skip
+    store = await left_behind(entry, is_open=True)
+    assert await live(desk, store) == [CLOSED]
+    assert sold(desk) == [("sell", 2.0)]
+    assert desk.broker.held_quantity == 0
+
+
 async def test_an_order_that_the_venue_has_twice_is_told_and_all_of_it_is_closed() -> None:
     desk, store = Desk(promised=features("never")), await memory_store()
     desk.broker.faults = ["twice"]

@@ -116,6 +116,10 @@ class Executor:
 
     def _forget(self) -> None:
         self._unsent: set[str] = set()
+        self._restored: set[str | None] = set()
+        """The signals that were there when this run began: another process may have sent exits of theirs."""
+        self._unasked: set[str] = set()
+        """Exits that may not be sent before the venue was asked about them."""
         self._orderless = ""
         """The signal that a transition closes though no order of it is known; empty for none."""
         self._untold: list[str] = []
@@ -156,6 +160,7 @@ class Executor:
             if self._is_doubtful(order):
                 self._doubtful.add(order.client_order_id)
         self._session, self._over = session, False
+        self._restored = {self._open_id, *self.book.signal_ids()}
         self._news = OrderNews(session, self._listeners, self._clock)
         if self._open_id is not None and not self.book.of(self._open_id):
             self._news.lacking(self._open_id)
@@ -200,6 +205,8 @@ class Executor:
             if isinstance(row, Order):
                 self.book.put(row)
                 self._unsent.add(row.client_order_id)
+                if row.action in EXITS and row.signal_id in self._restored and self._repeats_ids:
+                    self._unasked.add(row.client_order_id)
             else:
                 self.book.drop(key.entity_id)
                 self._doubtful.discard(key.entity_id)  # nobody could ask about it, and a run that ends would wait
@@ -320,6 +327,9 @@ class Executor:
         assert self._session is not None
         if self._over or self._session.owner is None:
             return  # closed or replaced while the venue was asked
+        if order.client_order_id in self._unasked:
+            await self._ask_first(order)
+            return
         needs_lease = order.action not in EXITS or not self._session.exits_without_lease
         if needs_lease and not self._has_lease:
             await self._rest(self.terms.poll_ms / 1000)  # others may own it already: that shows with the next commit
@@ -355,6 +365,27 @@ class Executor:
             if self._late > _LATE_AT_ONCE:  # clocks that differ by minutes, say: nothing is gained by haste
                 self._changed.clear()
                 await self._rest(min(self.terms.exit_validity_ms / 1000, _LONGEST_PAUSE_SECONDS))
+
+    @property
+    def _repeats_ids(self) -> bool:
+        return self.terms.features.refuses_repeated_ids != "always"
+
+    async def _ask_first(self, order: Order) -> None:
+        """Ask about an exit that this process has not sent: one that is dead may have, out of a journal that died too.
+
+        Its id is the same, and this venue takes an id again once its order is filled.
+        """
+        try:
+            report, count = await self._venue.known(order)
+        except HoldfastError as error:
+            await self._trouble(error)
+            return
+        self._unasked.discard(order.client_order_id)
+        if report is not None:
+            self._unsent.discard(order.client_order_id)
+            if count > 1:
+                self._news.twice(order, count)
+            await self._record(await self._looked_for(answered(order, report)))
 
     async def _ask(self, order: Order) -> None:
         self._asked[order.client_order_id] = self._clock()
