@@ -78,6 +78,8 @@ _NOTE_STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
 
 def plain_note(text: str) -> str:
     """Return ``text`` without its markdown marks, on one line; ``snake_case`` words stay as they are."""
+    if not text:
+        return text
     for pattern, replacement in _NOTE_STEPS:
         text = pattern.sub(replacement, text)
     return " ".join(text.split())
