@@ -37,6 +37,7 @@ import msgspec
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import order_bot
 from order_bot import Life, answer, child, forked
 from order_judge import after_refusal, judged, lines, told_of
 
@@ -53,7 +54,7 @@ LEASE_SECONDS = 0.6
 BLOCKED_LEASES = 15
 """After so long nobody can replace a stopped owner: it holds a lock of the store's, as one of SQLite's writers may."""
 MOST_LIVES = 6
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 300.0
 SUBMITS: list[list[Fault]] = [
     [], ["lost_answer"], ["lost_request"], ["late"], ["", "lost_answer"], ["", "lost_request"], ["", "late"],
     ["partial"], ["part_only"], ["resting"], ["reject"], ["", "reject"], ["", "partial"], ["", "part_only"],
@@ -310,6 +311,7 @@ def hunt(
     holdfast.set_config(
         entry_validity_seconds=0.15 * stretch, exit_validity_seconds=0.1 * stretch, order_grace_seconds=0.05 * stretch
     )
+    order_bot.MOST_SECONDS *= max(1.0, stretch)
     found, began, ends = Found(), time.monotonic(), time.monotonic() + time_cap
     if resume is not None and resume.exists():
         found = msgspec.json.decode(resume.read_bytes(), type=Found)

@@ -40,6 +40,36 @@ def torture(*arguments: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
+def test_a_bot_is_killed_around_its_orders_at_a_venue_that_loses_answers(record_property: Note) -> None:
+    code, found = torture("--orders", "--kills", "10", "--seed", "3", "--minutes", "200")
+    assert (found["lost"], found["duplicated"], found["broken"], found["differences"]) == ([], [], [], [])
+    assert code == 0 and found["ok"]
+    assert found["kills"] >= 10
+    assert found["orders"] >= 10
+    assert found["answers_lost"] >= 1
+    record_property(
+        "proof:torture with orders",
+        {"SIGKILLs": found["kills"], "orders at the venue": found["orders"], "twice or forgotten": 0},
+    )
+
+
+def test_a_bot_is_taken_over_by_one_that_waits_and_woken_when_it_was_replaced(tmp_path: Path) -> None:
+    words = ["--kills", "4", "--takeovers", "1", "--pauses", "1", "--orders", "--seed", "3", "--minutes", "200"]
+    code, found = torture("--store", URLS["redis"](tmp_path), *words)
+    assert (found["lost"], found["duplicated"], found["broken"], found["differences"]) == ([], [], [], [])
+    assert code == 0 and found["ok"]
+    assert found["takeovers"] >= 1
+    assert found["pauses"] >= 1
+    assert found["orders"] >= 5
+
+
+def test_a_folder_has_no_second_process_to_take_it_over(capfd: pytest.CaptureFixture[str]) -> None:
+    from holdfast.cli import main
+
+    assert main(["torture", str(BOT), "--pauses", "1"]) == 2
+    assert "a store that processes share" in capfd.readouterr().err
+
+
 def test_a_run_killed_100_times_ends_as_one_that_was_never_killed(record_property: Note) -> None:
     # 66 numbered steps (all of opening and recovery, and the calls of a commit of each phase) and 34 random instants.
     code, found = torture("--every-step", "--kills", "34", "--seed", "5", "--minutes", "1000")

@@ -147,6 +147,18 @@ async def test_what_another_connection_wrote_is_seen_by_the_next_commit(store: S
     await other.close()
 
 
+async def test_a_store_whose_maker_was_killed_before_it_held_anything_is_not_there_yet(tmp_path: Path) -> None:
+    made = sqlite3.connect(tmp_path / "s.db")
+    made.execute("PRAGMA journal_mode = WAL")
+    made.close()
+    backend = SqliteBackend(tmp_path / "s.db")
+    with pytest.raises(NotFoundError, match="no store"):
+        await backend.open(read_only=True)
+    await backend.open()
+    assert await backend.commit("main", {A: b"{}"}, {}, op=Op("w", 1)) == 1
+    await backend.close()
+
+
 async def test_another_processs_transaction_is_waited_for_until_the_deadline(tmp_path: Path) -> None:
     backend = SqliteBackend(tmp_path / "s.db", deadline_seconds=0.1)
     await backend.open()

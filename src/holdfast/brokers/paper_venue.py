@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import cast
 
@@ -46,6 +46,8 @@ class PaperVenue:
         self._faults, self._chance = Faults(), random.Random(0)
         self._down_until = 0.0
         self._late: set[asyncio.Task[None]] = set()
+        self._lost: Counter[str] = Counter()
+        """Of each account: requests that were lost or late, or their answers."""
         self._heard: deque[Heard] = deque(maxlen=_MOST_HEARD)
 
     def book(self, account: str) -> PaperBook:
@@ -104,7 +106,12 @@ class PaperVenue:
             case "witness":
                 return Tell(
                     books={
-                        name: Books(orders=[o.report() for o in b.orders], positions=b.positions(), refused=b.refused)
+                        name: Books(
+                            orders=[o.report() for o in b.orders],
+                            positions=b.positions(),
+                            refused=b.refused,
+                            lost=self._lost[name],
+                        )
                         for name, b in self._books.items()
                     }
                 )
@@ -124,6 +131,7 @@ class PaperVenue:
 
     async def _faulty(self, ask: Ask) -> Tell | None:
         fault = self._next_fault(ask.op)
+        self._lost[ask.account] += fault in ("lost_answer", "lost_request", "late")
         if fault == "lost_request":
             return None
         if fault == "late":

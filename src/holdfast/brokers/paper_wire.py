@@ -92,6 +92,8 @@ class Books(msgspec.Struct, kw_only=True):
     positions: list[VenuePosition]
     refused: dict[str, int]
     """How many requests it refused, by reason."""
+    lost: int = 0
+    """How many requests were lost or late, or their answers."""
 
 
 class Heard(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from ..contract import Backend, Guarantees, Key, Survives
 from ..documents.adapters import current_routes, default_store, use_store
 from ..documents.default import close_stores, location
 from ..domains import context_key
+from ..engine.broker import Broker
 from ..engine.listeners import Failure, Tick, default_listeners
 from ..engine.live import Live
 from ..engine.modes import TroublePolicy
@@ -72,6 +73,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     # For the proof kit, which watches and kills this process from outside.
     parser.add_argument("--witness-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--kill-at", help=argparse.SUPPRESS)
+    parser.add_argument("--venue", help=argparse.SUPPRESS)
     parser.set_defaults(command=_run_command)
 
 
@@ -105,8 +107,16 @@ def _run_command(options: argparse.Namespace) -> int:
             market = ReplayMarket(plan.address)
         if market is not None:
             default_registry.remove_exchange(plan.exchange_name)
-            default_registry.add_exchange(market, exchange_name=plan.exchange_name)
+            broker = _tortured_at(options.venue) if options.venue else None
+            default_registry.add_exchange(market, exchange_name=plan.exchange_name, broker=broker)
         return asyncio.run(_Run(options, plan, market).until_end())
+
+
+def _tortured_at(address: str) -> Broker:
+    from ..testing.desk import WatchedBroker, with_quantities
+
+    with_quantities(default_registry)
+    return WatchedBroker(address)
 
 
 async def _decided_ms(where: str | None, contexts: Sequence[Context]) -> int:

@@ -23,10 +23,11 @@ from ..market.pace import Pace
 from ..market.serve import build_market
 from ..rows import Outage
 from ..rules.params import get_config
+from ..testing.desk import with_quantities
 from ..testing.places import derived
 from ..testing.pure import pure_rows
 from ..testing.torture import Plan, Round, torture
-from ..urls import open_backend
+from ..urls import open_backend, parse_store
 from .exits import LOSS, OK
 from .loading import load_bot
 from .plan import Plan as RunPlan
@@ -68,6 +69,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--server", default="", metavar="COMMAND",
         help="kills the store's server with SIGKILL, starts it again and returns when it answers",
     )  # fmt: skip
+    parser.add_argument(
+        "--orders", action="store_true",
+        help="trade at a paper venue that loses answers and requests, and compare what it holds with the rows at the "
+        "end; what a strategy proposes without a quantity gets one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--takeovers", type=int, default=0, metavar="N",
+        help="so often a second process waits when the first is killed, and goes on (stores that processes share)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pauses", type=int, default=0, metavar="N",
+        help="so often the first is stopped past its lease, replaced and woken: it must end by itself (same stores)",
+    )  # fmt: skip
     parser.add_argument("--resume", metavar="DIR", help="keep results there, and go on where an earlier call stopped")
     parser.add_argument("--time-cap", type=float, default=0.0, metavar="SECONDS", help="begin no round after so long")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
@@ -83,6 +97,10 @@ def _torture(options: argparse.Namespace) -> int:
             raise InvalidInputError(f"{name} is {value:g}: give a number above 0")
     if bool(options.server) != (options.server_kills > 0):
         raise InvalidInputError("--server-kills N and --server COMMAND belong together: give both, or neither")
+    if options.takeovers < 0 or options.pauses < 0:
+        raise InvalidInputError("--takeovers and --pauses count: give 0 or more")
+    if options.takeovers or options.pauses:
+        _require_shared(options.store)
     server = None
     if command := shlex.split(options.server):
         server = partial(_run_hook, command)
@@ -98,6 +116,18 @@ def _torture(options: argparse.Namespace) -> int:
     return OK if found.ok else LOSS
 
 
+def _require_shared(store: str) -> None:
+    if (
+        not store
+        or any(place.partition(":")[0] in ("file", "memory") for place in parse_store(store).places)
+        or any(parse_store(store).folders)
+    ):
+        raise InvalidInputError(
+            "--takeovers and --pauses need a store that processes share: give --store a URL of sqlite, redis, "
+            "postgresql, mongodb or s3 (a folder belongs to one process)"
+        )
+
+
 def _run_hook(command: Sequence[str]) -> None:
     done = subprocess.run(command, check=False)
     if done.returncode:
@@ -111,6 +141,8 @@ def torture_plan(options: argparse.Namespace, *, work: str) -> Plan:
         InvalidInputError: The bot, the market or the store cannot be used.
     """
     load_bot(options.bot)
+    if options.orders:
+        with_quantities(default_registry)
     symbols = [symbol for symbol in options.symbols.split(",") if symbol]
     minutes = options.minutes or (None if options.market else _MINUTES)
     if options.store:
@@ -142,6 +174,7 @@ def torture_plan(options: argparse.Namespace, *, work: str) -> Plan:
         server_kills=options.server_kills, work=work, store=options.store, time_cap_seconds=options.time_cap,
         market=lambda seed: planned(seed).server, run=("--symbols", options.symbols) if symbols else (),
         waits=options.speed is None, expected=expected,
+        orders=options.orders, takeovers=options.takeovers, pauses=options.pauses,
         run_seconds=(minutes or _MINUTES) * 60 / options.speed if options.speed else 1.0,
     )  # fmt: skip
 
@@ -202,6 +235,19 @@ def _print(found: Round, *, plain: bool) -> None:
         ("kills", f"{found.kills}"),
         *([("kills of the server", f"{found.server_kills}")] if found.server_kills else []),
         ("during", during or "-"),
+        ("twice in a row", f"{found.twice_in_a_row}"),
+        *([("taken over by one that waited", f"{found.takeovers}")] if found.takeovers else []),
+        *([("paused, replaced and woken", f"{found.pauses}")] if found.pauses or found.blocked else []),
+        *([("paused with a lock of the store's", f"{found.blocked}")] if found.blocked else []),
+        *(
+            [
+                ("kills around orders", f"{found.order_kills}"),
+                ("orders at the venue", f"{found.orders}"),
+                ("requests or answers lost or late", f"{found.answers_lost}"),
+            ]
+            if found.orders
+            else []
+        ),
         ("recoveries", f"{found.recoveries}"),
         ("commits acknowledged", f"{found.commits}"),
         ("lost", f"{len(found.lost)}"),

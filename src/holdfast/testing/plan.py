@@ -14,6 +14,8 @@ FIRST_STEPS = 30
 """Steps from the start of a process: all of its opening and recovery."""
 PHASE_STEPS = 4
 """Steps from the beginning of a commit: its own two, and what follows."""
+ORDER_PHASES = ("ordering", "submitting")
+"""Besides, of a bot with a broker: an answer is put on record, an order is sent."""
 PHASES = (
     "recovering",
     "opening",
@@ -51,6 +53,14 @@ class Plan(msgspec.Struct, kw_only=True):
     """For a market that does not wait: what must be stored at its end, by seed and recorded outages."""
     run_seconds: float = 1.0
     """For a market that does not wait: how long it takes."""
+    orders: bool = False
+    """The bot trades at a paper venue that loses answers and requests."""
+    takeovers: int = 0
+    """How often a second process waits when the first is killed; needs a store that processes share."""
+    pauses: int = 0
+    """How often the first is not killed but stopped past its lease, replaced, and woken."""
+    lease_seconds: float = 1.0
+    """Of both."""
     run: Sequence[str] = ()
     """More arguments for ``holdfast run``."""
 
@@ -77,6 +87,20 @@ class Round(msgspec.Struct, kw_only=True):
     """Invariants that did not hold, and runs that failed."""
     events_repeated: int = 0
     trades: int = 0
+    twice_in_a_row: int = 0
+    """Kills of a process that was still recovering from the one before."""
+    order_kills: int = 0
+    """Kills while an order was being sent, or an answer put on record."""
+    orders: int = 0
+    """That the venue took."""
+    answers_lost: int = 0
+    """Requests whose answer, or which themselves, were lost or late."""
+    takeovers: int = 0
+    """By a process that waited already when the one before was killed."""
+    pauses: int = 0
+    """Owners that were stopped past their lease, replaced and woken: each ended by itself."""
+    blocked: int = 0
+    """Owners that were stopped while they held a lock of the store's, so that nobody could replace them."""
     identical: bool = True
     differences: list[str] = []
     kept: list[str] = []
@@ -93,14 +117,15 @@ class Round(msgspec.Struct, kw_only=True):
         during.update(other.during)
         self.during = dict(during)
         for name in ("kills", "server_kills", "steps", "lives", "recoveries", "commits", "lost", "duplicated",
-                     "broken", "events_repeated", "trades", "differences", "kept", "seconds"):  # fmt: skip
+                     "broken", "events_repeated", "trades", "twice_in_a_row", "order_kills", "orders",
+                     "answers_lost", "takeovers", "pauses", "blocked", "differences", "kept", "seconds"):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.identical = self.identical and other.identical
         return self
 
 
-def numbered_steps() -> list[str]:
+def numbered_steps(*, orders: bool = False) -> list[str]:
     """Return every numbered step: of the opening and recovery, and of a commit of each phase."""
     return [str(n) for n in range(1, FIRST_STEPS + 1)] + [
-        f"{phase}:{n}" for phase in PHASES for n in range(1, PHASE_STEPS + 1)
+        f"{phase}:{n}" for phase in (*PHASES, *(ORDER_PHASES if orders else ())) for n in range(1, PHASE_STEPS + 1)
     ]

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+from ..brokers.paper_venue import VenueProcess
+from ..brokers.paper_wire import Books
 from ..contract import Backend, Key, Survives
 from ..errors import FailedError, HoldfastError, NotFoundError
 from ..invariants import check_store
 from ..market.process import MarketProcess
-from ..rows import Outage
+from ..rows import Outage, Row
 from ..store import Store
+from .desk import compared, faults
 from .places import Place, derived, retrying
-from .plan import Plan, Round, numbered_steps
+from .plan import ORDER_PHASES, Plan, Round, numbered_steps
 from .witness import Witness
 from .zygote import Zygote
 
@@ -29,6 +34,8 @@ PREDICTED = ("ledger", "signal", "schedule")
 _LONGEST_LIFE_SECONDS = 300.0
 _LONGEST_OUTAGE_SECONDS = 120.0
 """How long a bot may take to go on after its server is back."""
+_BLOCKED_LEASES = 15
+"""After so long nobody can replace a stopped owner: it holds a lock of the store's, as one of SQLite's writers may."""
 _LOOK_SECONDS = 0.005
 """How often it is looked whether a bot has come to serve, or has gone on."""
 
@@ -70,6 +77,10 @@ class OneRound:
         self.start_seconds = 0.1
         """How long a process takes from its start to the end of its recovery; measured."""
         self.run_seconds = 1.0
+        self.venue: VenueProcess | None = None
+        """Where the run that is under way trades, if it does."""
+        self.other: Zygote | None = None
+        """Starts processes that wait for the first to go."""
 
     def run(
         self, kills: int, server_kills: int, steps: Sequence[str], told: Callable[[Round], None]
@@ -80,16 +91,34 @@ class OneRound:
         self.place.mkdir(parents=True)
         self.remove()
         if self.plan.waits:
-            with MarketProcess(list(self.plan.market(self.seed))) as market:
+            with MarketProcess(list(self.plan.market(self.seed))) as market, self._venue():
                 self._never_killed(market.address)
         else:
             self.run_seconds = self.plan.run_seconds
-        with MarketProcess(list(self.plan.market(self.seed))) as market:
+        with (
+            MarketProcess(list(self.plan.market(self.seed))) as market,
+            self._venue() as venue,
+            Zygote() if self.plan.takeovers or self.plan.pauses else nullcontext() as self.other,
+        ):
+            if venue is not None:
+                venue.set_faults(faults(self.seed))
             self._killed(market.address, kills, server_kills, steps, told)
+            if venue is not None and not self.found.broken:
+                self._compare_orders(venue.witness())
         if not self.found.broken:
             self._compare()
         self.found.seconds = round(time.monotonic() - began, 2)
         return self.found
+
+    @contextmanager
+    def _venue(self) -> Iterator[VenueProcess | None]:
+        """Start the venue of one run, where the bot is to trade."""
+        if not self.plan.orders:
+            yield None
+            return
+        with VenueProcess() as self.venue:
+            yield self.venue
+        self.venue = None
 
     def _own_store(self, name: str) -> Place:
         if not self.plan.store:
@@ -113,10 +142,14 @@ class OneRound:
                 kept.append(f"{self.word}_{name} ({type(error).__name__})")
         return kept
 
-    def _start(self, name: str, address: str, kill_at: str = "") -> int:
+    def _start(self, name: str, address: str, kill_at: str = "", *, by: Zygote | None = None) -> int:
         arguments = ["run", self.plan.bot, "--store", self.stores[name].store, "--market", address, "--json"]
         extra = ["--kill-at", kill_at] if kill_at else []
-        return self.zygote.start(
+        if self.venue is not None:
+            extra += ["--venue", self.venue.address]
+        if self.plan.takeovers or self.plan.pauses:
+            extra += ["--on-conflict", "wait", "--lease", f"{self.plan.lease_seconds:g}"]
+        return (by or self.zygote).start(
             [*arguments, *self.plan.run, *extra],
             witness=str(self.place / f"{name}.witness"), log=str(self.place / f"{name}.log"),
         )  # fmt: skip
@@ -146,7 +179,7 @@ class OneRound:
 
     def _ends(self, kills: int, steps: Sequence[str]) -> Iterator[tuple[str, float]]:
         yield from ((step, _LONGEST_LIFE_SECONDS) for step in steps)
-        named = numbered_steps()
+        named = numbered_steps(orders=self.plan.orders)
         mean_seconds = 0.8 * self.run_seconds / max(kills, 1)
         while True:
             draw = self.rng.random()
@@ -167,6 +200,10 @@ class OneRound:
             life = _Life("", _LONGEST_LIFE_SECONDS) if done else next(lives)
             pid = self._start("killed", address, life.step)
             found.lives += 1
+            if relay := self._relay_due(kills):
+                pid, handed = self._relayed(pid, address, relay)
+                if handed is not None:
+                    life = _Life("", life.seconds)
             ended = self._live(pid, life)
             if life.step and life.seconds == _LONGEST_LIFE_SECONDS:
                 found.steps.append(life.step)
@@ -175,6 +212,8 @@ class OneRound:
                 found.kills += 1
                 during = witness.died_during(pid)
                 found.during[during] = found.during.get(during, 0) + 1
+                found.twice_in_a_row += during == "recovering" and found.lives > 1
+                found.order_kills += during in ORDER_PHASES
             self._look(f"after life {found.lives} ({life.step or f'{life.seconds:.3f} s'})")
             told(found)
             if found.broken or found.lost:
@@ -197,6 +236,76 @@ class OneRound:
             if life.seconds == _LONGEST_LIFE_SECONDS:
                 self.found.broken.append(f"life {self.found.lives} (kill at {life.step or 'never'}) did not end")
         return ended
+
+    def _relay_due(self, kills: int) -> str:
+        """Say whether this life is to be followed by one that waits for its end: ``pause``, ``kill``, or neither."""
+        found, plan = self.found, self.plan
+        wanted = plan.takeovers + plan.pauses
+        every = max(2, kills // wanted) if wanted else 0
+        if not every or found.lives % every:
+            return ""
+        if found.pauses + found.blocked < plan.pauses and (found.lives // every) % 2:
+            return "pause"
+        return "kill" if found.takeovers < plan.takeovers else "pause" if found.pauses < plan.pauses else ""
+
+    def _relayed(self, pid: int, address: str, relay: str) -> tuple[int, int | None]:
+        """Have a second process wait, kill or stop the first, and see it replaced.
+
+        Returns:
+            The process that goes on, and how the first ended; None where it was not replaced.
+        """
+        assert self.other is not None
+        found, witness = self.found, self.witness
+        if self._until(pid, lambda: pid in witness.ready, "came to serve") is not None:
+            return pid, None  # it ended before; whoever waits for its end hears of that once more
+        second = self._start("killed", address, by=self.other)
+        found.lives += 1
+        time.sleep(self.start_seconds + self.rng.uniform(0.0, self.run_seconds / 20))
+        if relay == "kill":
+            ended = self.zygote.kill(pid)
+            found.kills += ended == -signal.SIGKILL
+            found.takeovers += ended == -signal.SIGKILL
+        else:
+            os.kill(pid, signal.SIGSTOP)
+            ends, gone = time.monotonic() + _BLOCKED_LEASES * self.plan.lease_seconds, None
+            while gone is None and second not in witness.ready and time.monotonic() < ends:
+                gone = self.other.ended(_LOOK_SECONDS)
+                witness.read()
+            os.kill(pid, signal.SIGCONT)
+            if gone is not None and gone != 0:
+                found.broken.append(
+                    f"life {found.lives}, which waited, ended with {gone}: {self._last_words('killed')}"
+                )
+            replaced = second in witness.ready
+            found.pauses, found.blocked = found.pauses + replaced, found.blocked + (not replaced)
+            if not replaced:
+                if gone is None:
+                    self.other.kill(second)
+                return pid, None
+            late = self.zygote.ended(_LONGEST_OUTAGE_SECONDS)
+            if late is None:
+                found.broken.append(f"life {found.lives - 1} was replaced while it was stopped, and goes on")
+                late = self.zygote.kill(pid)
+            ended = late
+        self.zygote, self.other = self.other, self.zygote
+        return second, ended
+
+    def _compare_orders(self, books: Books) -> None:
+        """Compare what the venue holds with the rows of the run that was killed."""
+
+        async def rows() -> list[Row]:
+            store = Store(self.stores["killed"].backend(), require=Survives.NOTHING)
+            await store.open(read_only=True)
+            try:
+                found, _ = await store.salvage(
+                    *[key for key in await store.keys() if key.domain in ("order", "signal")]
+                )
+                return [loaded.row for loaded in found.values()]
+            finally:
+                await store.close()
+
+        self.found.orders, self.found.answers_lost = len(books.orders), books.lost
+        self.found.broken += [f"seed {self.seed}: {text}" for text in compared(asyncio.run(rows()), books)]
 
     def _lose_server(self, pid: int) -> int | None:
         """Kill the server under a bot that serves, and see the bot go on; return its end if it ends meanwhile."""

@@ -63,7 +63,7 @@ def torture(
         for line in results.read_bytes().splitlines():
             total += msgspec.json.decode(line, type=Round)
             number += 1
-    steps = numbered_steps() if plan.steps else []
+    steps = numbered_steps(orders=plan.orders) if plan.steps else []
     wanted = plan.kills + len(steps)
     word = _own_word(work)
     idle = 0
@@ -75,6 +75,8 @@ def torture(
             (todo := [step for step in steps if step not in total.steps])
             or total.kills < wanted
             or total.server_kills < plan.server_kills
+            or total.takeovers < plan.takeovers
+            or total.pauses < plan.pauses
         ):
             if plan.time_cap_seconds and time.monotonic() - began > plan.time_cap_seconds:
                 break

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..backends.disk import OsDisk
 from ..backends.file import FileBackend
 from ..contract import Backend
@@ -12,6 +14,22 @@ from ..urls import open_backend
 from .killer import Countdown, KillerBackend, KillerDisk
 from .places import file_path
 from .witness import Reporter, Reporting
+
+_countdown: Countdown | None = None
+_begun: Callable[[str], None] | None = None
+"""Of the newest backend: what else is to be a step asks them."""
+
+
+def began(phase: str) -> None:
+    """Something begins that is no commit, and at which the process may be told to die."""
+    if _begun is not None:
+        _begun(phase)
+
+
+def step() -> None:
+    """Die if it is time."""
+    if _countdown is not None:
+        _countdown.step()
 
 
 def watched_backend(where: str, *, witness_fd: int | None, kill_at: str | None) -> Backend:
@@ -32,7 +50,9 @@ def watched_backend(where: str, *, witness_fd: int | None, kill_at: str | None) 
     phase, _, number = (kill_at or "0").rpartition(":")
     if not number.isdecimal():
         raise InvalidInputError(f"--kill-at is {kill_at!r:.40}: give N or PHASE:N")
+    global _countdown, _begun
     backend, countdown = _stepped(where, 0 if phase else int(number))
+    _countdown = countdown
     if witness_fd is None and not phase:
         return backend
     armed = bool(phase)
@@ -43,6 +63,7 @@ def watched_backend(where: str, *, witness_fd: int | None, kill_at: str | None) 
             armed = False
             countdown.arm(int(number))
 
+    _begun = begun
     reporter = Reporter(witness_fd)
 
     def told(news: Event | Tick) -> None:

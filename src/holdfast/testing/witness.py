@@ -81,6 +81,8 @@ def phase_of(changes: Mapping[Key, bytes | None]) -> str:
         return "recovering"
     if domains == {"ledger"} or domains <= {"outbox", "ledger"}:
         return "delivering"
+    if "order" in domains:
+        return "ordering"
     return _OTHER
 
 

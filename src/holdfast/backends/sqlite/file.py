@@ -212,6 +212,8 @@ class SqliteFile:
                     sql.execute(statement)
                 sql.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                 sql.execute(f"PRAGMA user_version = {FORMAT}")
+            elif empty and not application:  # whoever was about to make it was killed first
+                raise NotFoundError(f"there is no store at {self.path} yet: nothing was stored", backend=self.name)
             elif application != _APPLICATION_ID:
                 raise CorruptedError(f"{self.path} is another program's database: use another path", backend=self.name)
             elif number > FORMAT:
