@@ -134,8 +134,8 @@ S3: list[tuple[str, str, str, str, str]] = [
     (
         "s3: the service's own words are repeated in an error",
         "backends/s3/service.py",
-        "        return Answer(Kind.REFUSED, _REMEDIES[code])\n",
-        "        return Answer(Kind.REFUSED, _REMEDIES[code] + text)\n",
+        '        return Answer(Kind.REFUSED, _REMEDIES[code], full=code == "QuotaExceeded")\n',
+        '        return Answer(Kind.REFUSED, _REMEDIES[code] + text, full=code == "QuotaExceeded")\n',
         f"{_SETTINGS} credentials_are_in_no",
     ),
     (
