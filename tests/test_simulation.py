@@ -26,6 +26,7 @@ SEEDS_A_PART, PARTS = 250, 8
 EASY = (
     "the owner row is not expected", "who was not watched counts as dead", "events are told before their commit",
     "memory changes before the commit", "an outage is not recorded", "the price window begins empty",
+    "each time it is sent an order has another client id", "an order that nobody knows never came, at once",
 )  # fmt: skip
 """Defects that few seeds find; all of them: ``python tests/simulation_defects.py``, in ``make torture``."""
 
@@ -75,6 +76,19 @@ def test_a_kept_plan_still_finds_what_it_found(name: str, planted: str) -> None:
     (defect,) = [one for one in DEFECTS if one.name.startswith(planted)]
     with defect.planted():
         assert not play(PLANS[name]).ok
+
+
+@pytest.mark.parametrize(
+    ("name", "planted"),
+    [
+        ("a-candle-that-waited", "a candle that waited counts as new"),
+        ("rows-of-events-go-in-order", "rows of events go before those of earlier ones"),
+    ],
+)  # fmt: skip
+def test_a_plan_of_a_file_still_finds_what_it_found(name: str, planted: str) -> None:
+    (defect,) = [one for one in DEFECTS if one.name == planted]
+    with defect.planted():
+        assert not play(KEPT[name]).ok
 
 
 @pytest.mark.parametrize("name", EASY)
