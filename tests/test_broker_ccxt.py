@@ -403,7 +403,7 @@ async def test_of_an_exchange_that_nobody_knows_nothing_is_assumed(venue: Remote
     broker = CcxtBroker(client)
     try:
         assert UNKNOWN_VENUE.features == Features(
-            refuses_repeated_ids="never", refuses_expired=False, reduce_only=False
+            refuses_repeated_ids="never", refuses_expired=False, reduce_only=False, id_length=18
         )  # fmt: skip
         assert broker.features == msgspec.structs.replace(UNKNOWN_VENUE.features, reduce_only=True), "it has no shorts"
         rests, done = resting(), request()

@@ -55,6 +55,29 @@ async def test_the_difference_of_the_clocks_is_measured_each_hour_and_when_the_c
     await broker.close()
 
 
+def test_client_order_ids_are_as_short_as_the_exchange_needs_them_and_never_longer_than_it_takes() -> None:
+    stated = Features(refuses_repeated_ids="never", refuses_expired=False, reduce_only=True)
+    lengths = {
+        (name, given is not None): CcxtBroker.named(name, api_key="k", secret="s", features=given).features.id_length
+        for name in ("binance", "kraken", "gate", "okx", "bybit")
+        for given in (None, stated)
+    }
+    assert lengths == {
+        ("binance", False): 32, ("kraken", False): 18, ("gate", False): 18, ("okx", False): 18, ("bybit", False): 18,
+        ("binance", True): 32, ("kraken", True): 18, ("gate", True): 28, ("okx", True): 32, ("bybit", True): 32,
+    }  # fmt: skip
+    for name, options in (("hyperliquid", {}), ("bitfinex", {}), ("htx", {"defaultType": "swap"})):
+        with pytest.raises(InvalidInputError, match="ids are numbers"):
+            CcxtBroker.named(name, api_key="k", secret="s", options=options)
+    for length in (15, 33):
+        with pytest.raises(InvalidInputError, match="use 16 to 32"):
+            Features(refuses_repeated_ids="never", refuses_expired=False, reduce_only=True, id_length=length)
+
+
+def test_an_id_that_the_exchange_marks_as_a_users_is_ours() -> None:
+    assert report_of({"clientOrderId": "t-habc", "id": "1"}, "X").client_order_id == "habc"
+
+
 def test_another_key_is_another_account() -> None:
     one, same, other = (CcxtBroker(client_of(1, api_key=key)) for key in ("one", "one", "other"))
     assert one.account == same.account != other.account

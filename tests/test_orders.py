@@ -112,6 +112,16 @@ def test_a_signal_that_opens_wants_an_entry_and_one_that_closes_an_exit_of_what_
     assert request_of(leaving).client_order_id == client_order_id(CONTEXT, signal.id, "close", 1)
 
 
+def test_a_venue_that_takes_short_ids_gets_the_beginning_of_the_long_ones() -> None:
+    short = terms(features=msgspec.structs.replace(features(), id_length=18))
+    entry = entry_order(SIGNAL, 2.0, short, now_ms=NOW, epoch=3)
+    assert entry.client_order_id == ENTRY.client_order_id[:18]
+    book = Book([changed(entry, state="filled", filled_quantity=2.0)])
+    leaving = exit_order(book, SIGNAL.id, short, now_ms=NOW, epoch=3)
+    assert leaving is not None
+    assert leaving.client_order_id == client_order_id(CONTEXT, SIGNAL.id, "close", 1)[:18]
+
+
 def test_a_venue_without_reduce_only_is_not_asked_for_it() -> None:
     order = exit_order(Book([entered()]), SIGNAL.id, terms(features=features(reduce_only=False)), now_ms=NOW, epoch=1)
     assert order is not None

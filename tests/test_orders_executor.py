@@ -262,7 +262,7 @@ async def test_an_exit_that_the_dead_sent_from_a_lost_journal_is_found_and_not_s
     desk = Desk(promised=features(mode, reduce_only=reduce_only))
     desk.time.now_ms = minute_ms(1) + 2_000
     entry = stored("open", state="filled", filled_quantity=2.0, venue_id="p2")
-    sent = {"symbol": "BTCUSDT", "expires_at_ms": 10**15, "reference_price": 43000.0}
+    sent: dict[str, Any] = {"symbol": "BTCUSDT", "expires_at_ms": 10**15, "reference_price": 43000.0}
     book = desk.broker.book
     book.submit(OrderRequest(client_order_id="others", side="buy", quantity=5.0, **sent))
     book.submit(OrderRequest(client_order_id=ENTRY, side="buy", quantity=2.0, **sent))

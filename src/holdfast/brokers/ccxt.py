@@ -27,6 +27,7 @@ from .ccxt_words import (
     VENUES,
     Venue,
     as_ours,
+    id_length,
     meaning_of,
     only_json,
     report_of,
@@ -86,7 +87,9 @@ class CcxtBroker:
         """Whether an order of contracts can be told to close only."""
         self._is_told = features is not None or self._venue is not UNKNOWN_VENUE
         """Whether somebody has said what the venue promises."""
-        self._features = msgspec.structs.replace(promised, reduce_only=self._reduces or self._is_spot())
+        length = id_length(str(client.id), promised.id_length, is_spot=self._is_spot())
+        reduces = self._reduces or self._is_spot()
+        self._features = msgspec.structs.replace(promised, reduce_only=reduces, id_length=length)
         self._quote = quote
         self._markets = Markets(client, symbols)
         self._now = now

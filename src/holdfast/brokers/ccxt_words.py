@@ -51,8 +51,25 @@ VENUES: dict[str, Venue] = {
     "binance": _binance("spot", history_days=1),
     "binanceusdm": _binance("linear", history_days=7),
 }
-UNKNOWN_VENUE = Venue(Features(refuses_repeated_ids="never", refuses_expired=False, reduce_only=False))
-"""What is assumed of any other exchange: nothing."""
+UNKNOWN_VENUE = Venue(Features(refuses_repeated_ids="never", refuses_expired=False, reduce_only=False, id_length=18))
+"""What is assumed of any other exchange: nothing; its client order ids are as short as the shortest (Kraken's)."""
+_ID_LENGTHS = {"gate": 28, "gateeu": 28, "kraken": 18}
+_OTHER_IDS = frozenset(("backpack", "bitfinex", "dydx", "exmo", "hyperliquid", "lighter", "ndax"))
+
+
+def id_length(exchange: str, wanted: int, *, is_spot: bool) -> int:
+    """Return how long the client order ids of an exchange may be, ``wanted`` at most.
+
+    Raises:
+        InvalidInputError: It takes numbers only, and so no id of ours.
+    """
+    if exchange in _OTHER_IDS or (exchange == "htx" and not is_spot):
+        raise InvalidInputError(
+            f"{exchange}: its client order ids are numbers, so orders could not be found again by ours: it cannot be "
+            "traded through CcxtBroker"
+        )
+    return min(wanted, _ID_LENGTHS.get(exchange, wanted))
+
 
 # The first that is among the error's ancestors decides: the more special ones stand first.
 _MEANINGS: tuple[tuple[str, Meaning], ...] = (

@@ -19,6 +19,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
+from ..errors import InvalidInputError
 from ..rows import Position, Side
 
 ReportState = Literal["sent", "open", "partial", "filled", "rejected", "cancelled", "expired"]
@@ -36,6 +37,13 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a request that comes after its expiry is refused."""
     reduce_only: bool
     """Whether an order can be held to closing what is open."""
+    id_length: int = 32
+    """How many characters of a client order id it takes, 16 to 32; 18 still are 85 bits."""
+
+    def __post_init__(self) -> None:
+        """Refuse a length with which two orders could have one id, or that is longer than there is."""
+        if not 16 <= self.id_length <= 32:
+            raise InvalidInputError(f"id_length is {self.id_length!r:.20}: use 16 to 32")
 
 
 class OrderRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -54,11 +54,15 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """How often an order is asked about."""
 
 
-def client_order_id(context: Context, signal_id: str, action: OrderAction, n: int) -> str:
-    """Return the id of an order: a letter and 31 characters of a-z and 2-7, the same whoever asks."""
+def client_order_id(context: Context, signal_id: str, action: OrderAction, n: int, length: int = 32) -> str:
+    """Return the id of an order: a letter and characters of a-z and 2-7, the same whoever asks.
+
+    Args:
+        length: How many of them; a shorter one is the beginning of a longer one.
+    """
     exact = msgspec.json.encode([*context, signal_id, action, n])
     digest = hashlib.blake2b(exact, digest_size=19).digest()
-    return "h" + base64.b32encode(digest).decode().lower().rstrip("=")
+    return ("h" + base64.b32encode(digest).decode().lower().rstrip("="))[:length]
 
 
 def is_ended(order: Order) -> bool:
@@ -152,7 +156,7 @@ class Book:
 def entry_order(signal: Signal, quantity: float, terms: Terms, *, now_ms: int, epoch: int) -> Order:
     """Return the order that opens a signal, to be committed with it."""
     return Order(
-        client_order_id=client_order_id(signal.context, signal.id, "open", 1),
+        client_order_id=client_order_id(signal.context, signal.id, "open", 1, terms.features.id_length),
         context=(signal.exchange_name, signal.symbol, signal.strategy_name),
         account=terms.account, signal_id=signal.id, action="open", quantity=quantity,
         side="buy" if signal.position == "long" else "sell", reference_price=signal.price_open,
@@ -172,8 +176,9 @@ def exit_order(
     if entry is None or left == 0 or not all(map(is_ended, book.of(signal_id))):
         return None
     n = max((order.n for order in book.of(signal_id) if order.action == "close"), default=0) + 1
+    name = client_order_id(Context(*entry.context), signal_id, "close", n, terms.features.id_length)
     return Order(
-        client_order_id=client_order_id(Context(*entry.context), signal_id, "close", n), context=entry.context,
+        client_order_id=name, context=entry.context,
         account=terms.account, signal_id=signal_id, action="close", n=n,
         side="sell" if entry.side == "buy" else "buy", quantity=left, reference_price=price or entry.reference_price,
         reduce_only=terms.features.reduce_only, state="intended", epoch=epoch,
