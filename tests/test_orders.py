@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -34,6 +35,8 @@ from holdfast.engine.orders import (
     wanted,
     withdrawal,
 )
+from holdfast.engine.venue import quantity_of
+from holdfast.errors import InvalidInputError
 from holdfast.names import Context
 from holdfast.rows import Order, OrderState
 
@@ -110,6 +113,32 @@ def test_a_signal_that_opens_wants_an_entry_and_one_that_closes_an_exit_of_what_
     assert (leaving.action, leaving.side, leaving.quantity, leaving.n) == ("close", back, 1.5, 1)
     assert (leaving.reduce_only, leaving.reference_price, leaving.expires_at_ms) == (True, 44000.0, NOW + 10_005)
     assert request_of(leaving).client_order_id == client_order_id(CONTEXT, signal.id, "close", 1)
+
+
+@pytest.mark.parametrize(
+    ("named", "write", "quantity"),
+    [
+        (0.126, "{:.2f}".format, 0.12),
+        (0.129, "{:.2f}".format, 0.12),
+        (0.124, "{:.2f}".format, 0.12),
+        (0.12, "{:.2f}".format, 0.12),
+        (1.9999, "{:.0f}".format, 1.0),
+        (0.1 + 0.2, "{:.1f}".format, 0.3),
+        (3.0, lambda quantity: str(max(quantity, 2.0)), 3.0),
+    ],
+)
+def test_what_is_traded_is_never_more_than_the_signal_names(
+    named: float, write: Callable[[float], str], quantity: float
+) -> None:
+    signal = msgspec.structs.replace(SIGNAL, extra={"quantity": named})
+    assert quantity_of(signal, lambda _, one: write(one)) == quantity
+
+
+def test_a_quantity_that_the_exchange_can_only_raise_is_refused() -> None:
+    for named, least in ((0.6, 1.0), (0.006, 0.01)):
+        signal = msgspec.structs.replace(SIGNAL, extra={"quantity": named})
+        with pytest.raises(InvalidInputError, match=f"becomes {least:g} at the exchange"):
+            quantity_of(signal, lambda _, one, least=least: str(max(one, least)))  # type: ignore[misc]
 
 
 def test_a_venue_that_takes_short_ids_gets_the_beginning_of_the_long_ones() -> None:

@@ -10,18 +10,19 @@ from ..errors import HoldfastError, InvalidInputError, UnknownOutcomeError
 from ..rows import Order, Signal
 from .answers import together
 from .broker import Broker, Holds, Numbered, OrderReport, VenuePosition
-from .orders import Terms, request_of
+from .orders import DUST, Terms, request_of
 
 T = TypeVar("T")
 
 CALL_SECONDS = 15.0
 """After so long without an answer a call of the broker counts as lost."""
+_STEPS_DOWN = 64
 _HISTORY_MARGIN_MS = 60_000
 """How far the venue's clock may be behind when its history is asked for."""
 
 
 def quantity_of(signal: Signal, format_quantity: Callable[[str, float], str]) -> float:
-    """Return how much a signal trades, as the exchange writes quantities.
+    """Return how much a signal trades, as the exchange writes quantities; never more than it names.
 
     Raises:
         InvalidInputError: The signal names no quantity, or none that can be traded; the message names the remedy.
@@ -34,15 +35,26 @@ def quantity_of(signal: Signal, format_quantity: Callable[[str, float], str]) ->
             f"signal {signal.id!r:.80}: quantity is {shown}: with a broker a strategy returns a quantity above 0 "
             "(get_position_size finds one)"
         )
-    try:
-        written = float(format_quantity(signal.symbol, float(named)))
-    except Exception as error:
-        raise InvalidInputError(f"format_quantity({signal.symbol!r:.40}, {named}) failed: {error!s:.80}") from error
-    if not 0 < written <= 2 * named:
+    first = written = _written(signal.symbol, float(named), format_quantity)
+    below = max(written - named, named * DUST)
+    for _ in range(_STEPS_DOWN):
+        if written <= named * (1 + DUST):
+            break
+        # It rounds up, to the nearest step or to the least quantity: ask for less, until what comes is no more.
+        lower, below = named - below, 2 * below
+        written = _written(signal.symbol, lower, format_quantity) if lower > 0 else 0.0
+    if not 0 < written <= named * (1 + DUST):
         raise InvalidInputError(
-            f"signal {signal.id!r:.80}: quantity {named} becomes {written:g} at the exchange: nothing can be traded"
+            f"signal {signal.id!r:.80}: quantity {named} becomes {first:g} at the exchange: nothing can be traded"
         )
     return written
+
+
+def _written(symbol: str, quantity: float, format_quantity: Callable[[str, float], str]) -> float:
+    try:
+        return float(format_quantity(symbol, quantity))
+    except Exception as error:
+        raise InvalidInputError(f"format_quantity({symbol!r:.40}, {quantity}) failed: {error!s:.80}") from error
 
 
 class Venue:
