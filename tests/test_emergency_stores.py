@@ -82,7 +82,7 @@ async def drain(run: Any, told: list[Event]) -> None:
 
 async def reached(condition: Callable[[], bool]) -> None:
     """Wait, not for ever, until something is so."""
-    async with asyncio.timeout(12):
+    async with asyncio.timeout(120):
         while not condition():  # noqa: ASYNC110 -- what is waited for happens in a thread or at a server
             await asyncio.sleep(0.005)
 
@@ -322,7 +322,7 @@ async def test_exits_end_with_the_lease_unless_the_user_wants_otherwise_and_a_fe
     if not without_lease:
         assert session.health.mode.name in ("NORMAL", "HALT")
     taking = asyncio.ensure_future(second.session("wait"))
-    async with asyncio.timeout(12):
+    async with asyncio.timeout(120):
         while not taking.done():
             await time.pass_by(0.5)
     follower = await taking
@@ -360,7 +360,7 @@ async def test_an_exit_kept_under_the_lease_is_not_sent_again_by_its_fenced_hold
         (closed,) = await stepped(session, TARGET)
         assert session.unsaved == 1
         taking = asyncio.ensure_future(second.session("wait"))
-        async with asyncio.timeout(12):
+        async with asyncio.timeout(120):
             while not taking.done():
                 await time.pass_by(0.5)
     follower = await taking

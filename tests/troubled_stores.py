@@ -206,7 +206,7 @@ async def postgres_hole(place: Path) -> AsyncIterator[Troubled]:
     """Nothing passes between the bot and the server any more, in either direction."""
     server = _postgres()
     async with Proxy(server.port) as proxy:
-        beside = f"{server.url}?schema={own_name(place)}&deadline_seconds=3"
+        beside = f"{server.url}?schema={own_name(place)}&deadline_seconds=5"
         yield _hole(proxy, beside)
 
 
@@ -216,7 +216,7 @@ async def redis_hole(place: Path) -> AsyncIterator[Troubled]:
     server = shared("valkey")
     assert isinstance(server, RedisServer)
     async with Proxy(server.port) as proxy:
-        yield _hole(proxy, f"{server.url}/?prefix={own_name(place)}&deadline_seconds=3")
+        yield _hole(proxy, f"{server.url}/?prefix={own_name(place)}&deadline_seconds=5")
 
 
 @asynccontextmanager
@@ -226,7 +226,7 @@ async def mongo_hole(place: Path) -> AsyncIterator[Troubled]:
     async with Proxy(port) as proxy:
         # Direct: the driver would otherwise go round the proxy to the address that the server tells of itself.
         url = f"mongodb://127.0.0.1:{port}/bots?collection={own_name(place)}&directConnection=true"
-        yield _hole(proxy, f"{url}&serverMonitoringMode=poll&deadline_seconds=3")
+        yield _hole(proxy, f"{url}&serverMonitoringMode=poll&deadline_seconds=5")
     sweep_sockets()
 
 
@@ -237,7 +237,7 @@ async def s3_hole(place: Path) -> AsyncIterator[Troubled]:
     server = shared("moto")
     assert isinstance(server, S3Server)
     async with Proxy(server.port) as proxy:
-        yield _hole(proxy, server.store(own_name(place), "deadline_seconds=3"))
+        yield _hole(proxy, server.store(own_name(place), "deadline_seconds=8"))
 
 
 HOLES = {
