@@ -7,16 +7,27 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from test_cli_run import BOT, holdfast, started
 
+from holdfast.backends.sqlite import SqliteBackend
+from holdfast.cli.owners import owners_of
 from holdfast.cli.owning import when_free
+from holdfast.contract import Survives
+from holdfast.domains import context_key, worker_key
+from holdfast.engine.session import wall_clock_ms
+from holdfast.engine.worker import machine, started_ticks
 from holdfast.errors import HeldError, InvalidInputError
+from holdfast.names import Context
+from holdfast.rows import Owner, Worker
+from holdfast.store import Store
 
 STORE = "sqlite:store.db"
 RUN = ("run", BOT, "--symbols", "BTCUSDT", "--market", "synthetic:7", "--speed", "600", "--lease", "1", "--plain")
@@ -81,6 +92,9 @@ def test_a_folder_belongs_to_one_process_so_a_takeover_names_it_and_a_wait_lasts
         while not (tmp_path / "data" / ".holdfast" / "commit.log").exists():
             assert time.monotonic() < ends
             time.sleep(0.02)
+        ends = time.monotonic() + _LIMIT_SECONDS
+        while (told := _folder_owners(tmp_path)) != ["alive"]:
+            assert time.monotonic() < ends, told
         done = holdfast(*RUN, "--store", "data", "--on-conflict", "takeover", folder=tmp_path)
         assert done.returncode == 2
         assert re.search(rf"{first.pid}.*cannot be taken from it: end that process", done.stderr)
@@ -95,6 +109,47 @@ def test_a_folder_belongs_to_one_process_so_a_takeover_names_it_and_a_wait_lasts
             os.kill(first.pid, signal.SIGKILL)
             second.communicate(timeout=_LIMIT_SECONDS)
             assert second.returncode == 0
+    assert _folder_owners(tmp_path) == ["ended"]
+
+
+def _folder_owners(folder: Path) -> list[str]:
+    """Say what ``holdfast owners`` says of the owners in a folder."""
+    done = holdfast("owners", "data", "--json", folder=folder)
+    return [one["life"] for one in json.loads(done.stdout)["contexts"]] if done.returncode == 0 else []
+
+
+async def test_a_dead_worker_is_listed_until_its_contexts_are_taken_over_and_a_fresh_beat_of_this_machine_is_a_life(
+    tmp_path: Path,
+) -> None:
+    store = Store(SqliteBackend(tmp_path / "store.db"), require=Survives.NOTHING)
+    await store.open()
+    contexts = [Context("paper", symbol, "idle") for symbol in ("BTCUSDT", "ETHUSDT")]
+    row = Worker(
+        holder="old", beat=3, lease_seconds=20.0, host=socket.gethostname(), pid=os.getpid(), machine=machine(),
+        started=1, contexts=4, at_ms=wall_clock_ms(),
+    )  # fmt: skip
+    living = msgspec.structs.replace(row, holder="new", started=started_ticks(os.getpid()) or 0, contexts=0)
+    silent = msgspec.structs.replace(living, holder="silent", at_ms=wall_clock_ms() - 60_000)
+    writer = store.writer("test")
+    await writer.commit({worker_key(one.holder): one for one in (row, living, silent)})
+
+    async def own(context: Context, holder: str, epoch: int) -> None:
+        owner = Owner(holder=holder, epoch=epoch, host=row.host, pid=row.pid, since_ms=1)
+        await writer.commit({context_key("owner", context): owner})
+
+    async def told() -> tuple[list[str], dict[str, tuple[str, int]]]:
+        owned, workers = await owners_of(store, watch=False)
+        return [one.life for one in owned], {one.row.holder: (one.life.name, one.row.contexts) for one in workers}
+
+    for context in contexts:
+        await own(context, "old", 1)
+    mine, others = ("ALIVE", 0), ("UNKNOWN", 0)
+    assert await told() == (["dead", "dead"], {"old": ("DEAD", 2), "new": mine, "silent": others})
+    await own(contexts[0], "new", 2)
+    assert await told() == (["alive", "dead"], {"old": ("DEAD", 1), "new": ("ALIVE", 1), "silent": others})
+    await own(contexts[1], "new", 2)
+    assert await told() == (["alive", "alive"], {"new": ("ALIVE", 2), "silent": others})
+    await store.close()
 
 
 @pytest.mark.parametrize("text", ["0.1", "-1", "x", "nan", "99999"])

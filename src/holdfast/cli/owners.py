@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import socket
+from collections import Counter
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import msgspec
+
+from ..backends.directory import LOCK, META
 from ..contract import KeyPrefix
 from ..engine.session import wall_clock_ms
-from ..engine.worker import Life, Watch
+from ..engine.worker import Life, Watch, is_gone, machine
 from ..names import unquote
 from ..rows import Owner, SessionRow, Worker
 from ..store import Store
+from ..urls import parse_store
 from .exits import OK
-from .opening import reading
+from .opening import DEFAULT_STORE, reading
 from .tables import moment, print_json, print_table
 
 _LOOKS_PER_LEASE = 20
@@ -33,25 +40,40 @@ class Owned(NamedTuple):
     context: str
     owner: Owner
     worker: Worked | None
-    shared: bool
-    """Whether signs of life are given on this store; where one process has it, its lock tells."""
+    unsigned: str
+    """What is known of an owner that gives no sign of life; where one process has the store, its lock tells."""
 
     @property
     def life(self) -> str:
-        """What is known of the owner: alive, dead, unknown, or that it has let go."""
+        """What is known of the owner: alive, dead, ended, unknown, or that it has let go."""
         if self.owner.released:
             return "released"
-        none = Life.DEAD if self.shared else Life.UNKNOWN
-        return (none if self.worker is None else self.worker.life).name.lower()
+        return self.unsigned if self.worker is None else self.worker.life.name.lower()
 
 
-async def owners_of(store: Store, *, watch: bool) -> tuple[list[Owned], list[Worked]]:
-    """Return who owns what, and every worker that has left a sign of life.
+def _by_lock(owner: Owner, folder: Path | None) -> str:
+    """Tell from a folder's lock whether the owner lives: the one that holds it is the only one that can."""
+    if folder is None or owner.host != socket.gethostname():
+        return "unknown"
+    try:
+        inode = (folder / META / LOCK).stat().st_ino
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        return "unknown"
+    holders = [int(words[4]) for words in locks if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(inode)]
+    return "alive" if owner.pid in holders else "ended"
+
+
+async def owners_of(
+    store: Store, *, watch: bool, folder: Path | None = None
+) -> tuple[list[Owned], list[Worked]]:  # fmt: skip
+    """Return who owns what, and every worker that lives, or whose contexts nobody has taken over yet.
 
     Args:
         store: An open store.
-        watch: Watch each worker until it has shown that it lives, or for its lease; else look once, which shows only
-            that a process of this machine is gone.
+        watch: Watch each worker until it has shown that it lives, or for its lease; else look once, which shows that a
+            process of this machine is gone, or that it is there and wrote within its lease.
+        folder: Where the store lies, if one process has it.
     """
     workers = await _workers(store, watch=watch)
     names = {
@@ -60,10 +82,19 @@ async def owners_of(store: Store, *, watch: bool) -> tuple[list[Owned], list[Wor
     }
     shared = store.guarantees.shared
     owned = [
-        Owned(names.get(key.entity_name) or _spelt(key.entity_name), row, workers.get(row.holder), shared)
+        Owned(
+            names.get(key.entity_name) or _spelt(key.entity_name), row, workers.get(row.holder),
+            "dead" if shared else _by_lock(row, folder),
+        )
         for key, row in ((key, cast("Owner", loaded.row)) for key, loaded in (await store.scan("owner")).items())
-    ]
-    return sorted(owned, key=lambda one: one.context), sorted(workers.values(), key=lambda one: one.row.holder)
+    ]  # fmt: skip
+    counts = Counter(one.owner.holder for one in owned if not one.owner.released)
+    listed = [
+        # What it said itself ends with it: whatever was taken over since is not its own.
+        one._replace(row=msgspec.structs.replace(one.row, contexts=counts[holder]))
+        for holder, one in workers.items() if one.life is not Life.DEAD or counts[holder]
+    ]  # fmt: skip
+    return sorted(owned, key=lambda one: one.context), sorted(listed, key=lambda one: one.row.holder)
 
 
 async def _workers(store: Store, *, watch: bool) -> dict[str, Worked]:
@@ -75,7 +106,9 @@ async def _workers(store: Store, *, watch: bool) -> dict[str, Worked]:
             if row is None:
                 found.pop(holder, None)  # it ended in good order meanwhile
             else:
-                found[holder] = Worked(row, life)
+                found[holder] = Worked(
+                    row, Life.ALIVE if life is Life.UNKNOWN and not watch and _is_here(row) else life
+                )
         wanted = [holder for holder in wanted if holder in found and found[holder].life is Life.UNKNOWN]
         if not watch:
             break
@@ -83,6 +116,12 @@ async def _workers(store: Store, *, watch: bool) -> dict[str, Worked]:
             shortest = min(found[holder].row.lease_seconds for holder in wanted)
             await asyncio.sleep(min(shortest / _LOOKS_PER_LEASE, _LONGEST_LOOK_SECONDS))
     return found
+
+
+def _is_here(row: Worker) -> bool:
+    """Whether it is a process of this machine that is there and wrote within its lease: for people, as ages are."""
+    here = bool(row.machine) and row.machine == machine() and not is_gone(row.pid, row.started)
+    return here and _age_seconds(row) < row.lease_seconds
 
 
 def _spelt(entity_name: str) -> str:
@@ -164,7 +203,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "owners",
         help="who owns each context of a shared store, and whether that process lives",
         description="Show who owns each context, under which epoch, and the newest sign of life of each process. Reads "
-        "only. One look can tell that a process is gone only on its own machine; --watch tells for all.",
+        "only. One look can tell of processes of this machine only; --watch tells for all.",
     )
     parser.add_argument("store", nargs="?", metavar="STORE", help="folder or URL (default: ./dump/data)")
     parser.add_argument(
@@ -176,9 +215,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _owners(options: argparse.Namespace) -> int:
+    where = DEFAULT_STORE if options.store is None else options.store
+    folders = parse_store(where).folders if where else []
+    folder = Path(str(folders[0])) if len(folders) == 1 and folders[0] is not None else None
+
     async def read() -> tuple[list[Owned], list[Worked]]:
         async with reading(options.store) as store:
-            return await owners_of(store, watch=options.watch)
+            return await owners_of(store, watch=options.watch, folder=folder)
 
     owned, workers = asyncio.run(read())
     if options.json:
