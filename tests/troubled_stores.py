@@ -163,7 +163,11 @@ async def redis_log_full_always(place: Path) -> AsyncIterator[Troubled]:
 async def postgres_killed(place: Path) -> AsyncIterator[Troubled]:
     """The server is killed, and started again."""
     server = _postgres()
-    yield Troubled(f"{server.url}?schema={own_name(place)}", _soon(server.kill), _soon(server.restart))
+
+    async def restart() -> None:
+        server.restart()  # in this thread: a child ends with the thread that started it, and other tests need it too
+
+    yield Troubled(f"{server.url}?schema={own_name(place)}", _soon(server.kill), restart)
 
 
 @asynccontextmanager
