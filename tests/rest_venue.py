@@ -253,7 +253,12 @@ class Handler(BaseHTTPRequestHandler):
             case "503 unapplied":
                 return self._say(503, {"code": -1008, "msg": "Server is currently overloaded with other requests."})
             case "429":
+                return self._say(429, {"code": -1003, "msg": "Too much request weight used."}, retry_after="0")
+            case "429 silent":
                 return self._say(429, {"code": -1003, "msg": "Too much request weight used."})
+            case "418":
+                told = {"code": -1003, "msg": "Way too much request weight used; IP banned."}
+                return self._say(418, told, retry_after="120")
             case "echo":
                 return self._say(400, {"code": -1100, "msg": f"Illegal characters: {self.headers.get('X-MBX-APIKEY')}"})
             case "echo unknown":
@@ -314,12 +319,14 @@ class Handler(BaseHTTPRequestHandler):
         }  # fmt: skip
         return routes[f"{self.command} {name}"](p)
 
-    def _say(self, status: int, said: Any, *, cut: bool = False) -> None:
+    def _say(self, status: int, said: Any, *, cut: bool = False, retry_after: str = "") -> None:
         text = said if isinstance(said, str) else json.dumps(said, default=str)
         data = text.encode()
         self.send_response(status)
         self.send_header("Content-Type", "text/html" if isinstance(said, str) else "application/json")
         self.send_header("Content-Length", str(len(data)))
+        if retry_after:
+            self.send_header("Retry-After", retry_after)
         self.end_headers()
         self.wfile.write(data[: len(data) // 2] if cut else data)
         if cut:

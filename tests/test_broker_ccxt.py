@@ -275,6 +275,29 @@ async def test_questions_are_unavailable_whatever_becomes_of_their_answer(broker
         await ask()
 
 
+async def test_a_venue_that_was_asked_too_often_is_left_alone_by_every_context_for_as_long_as_it_says(
+    venue: Remote,
+) -> None:
+    elapsed_s = [1_000.0]
+    broker = CcxtBroker(client_of(venue.port), elapsed=lambda: elapsed_s[0])
+    try:
+        await broker.open_orders()
+        for fault, seconds in (("418", 120.0), ("429 silent", 1.0), ("429 silent", 2.0), ("429 silent", 4.0)):
+            venue.faults(fault)
+            with pytest.raises(UnavailableError):
+                await broker.submit(resting())
+            asked = len(venue("state")["requests"])
+            elapsed_s[0] += seconds - 0.5
+            for ask in (lambda: broker.submit(resting()), broker.open_orders, broker.positions):
+                with pytest.raises(UnavailableError, match="left alone"):
+                    await ask()
+            assert len(venue("state")["requests"]) == asked, "nothing was sent"
+            elapsed_s[0] += 0.6 if fault != "418" else 61
+            await broker.open_orders()
+    finally:
+        await broker.close()
+
+
 async def test_a_request_whose_time_has_passed_is_not_sent(broker: CcxtBroker, venue: Remote) -> None:
     report = await broker.submit(request(expires_at_ms=int(time.time() * 1000) - 1))
     assert report.state == "expired"
@@ -392,7 +415,8 @@ async def test_what_is_held_of_a_market_is_told_whatever_it_is_paid_with_and_how
             held = await broker.holding(name)
             assert held is not None
             assert [(one.symbol, one.side, one.quantity) for one in held] == [(name, "long", 0.5)]
-        assert [one.symbol for one in await broker.history("BTC/USDT", 0)] == ["BTC/USDT"]
+        since_ms = int(time.time() * 1000) - 60_000
+        assert [one.symbol for one in await broker.history("BTC/USDT", since_ms)] == ["BTC/USDT"]
     finally:
         await broker.close()
 

@@ -22,6 +22,7 @@ from ..engine.broker import Features, OrderReport, OrderRequest, VenuePosition
 from ..errors import HoldfastError, InvalidInputError, UnavailableError
 from ..rules.contracts import amount_of, quantity_in, unit_of
 from .ccxt_markets import Markets, is_too_small
+from .ccxt_pause import Pause
 from .ccxt_words import (
     UNKNOWN_VENUE,
     VENUES,
@@ -60,6 +61,7 @@ class CcxtBroker:
         symbols: As your strategies write them; reports name them so. Others are named as the exchange does.
         features: What the venue promises, if you know better than the table.
         now: Seconds since the epoch.
+        elapsed: Seconds by a clock that never goes back.
 
     Example::
 
@@ -74,6 +76,7 @@ class CcxtBroker:
         symbols: Iterable[str] = (),
         features: Features | None = None,
         now: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
         key = getattr(client, "apiKey", None)
         if not key or not isinstance(key, str):
@@ -101,6 +104,7 @@ class CcxtBroker:
         # not its to decide. As a parameter of each request it goes to some venues as one of the order's.
         client.options["maxRetriesOnFailure"] = 0
         client.fetch = only_json(client.fetch)
+        self._pause = Pause(client, elapsed)
         client.logger = _log  # ccxt's own tells the headers, where the key is, to whoever listens at DEBUG
 
     @classmethod
@@ -121,7 +125,9 @@ class CcxtBroker:
         kind = getattr(module, exchange_id, None)
         if not isinstance(kind, type) or exchange_id not in getattr(module, "exchanges", ()):
             raise InvalidInputError(f"ccxt knows no exchange {exchange_id!r:.60}: see ccxt.exchanges")
-        ours = {name: options.pop(name) for name in ("quote", "symbols", "features", "now") if name in options}
+        ours = {
+            name: options.pop(name) for name in ("quote", "symbols", "features", "now", "elapsed") if name in options
+        }
         keys = {"apiKey": api_key, "secret": secret, "password": password or None}
         made = kind({"enableRateLimit": True, **options, **keys})
         made.options = {**made.options, **_venue_of(made).options, **options.get("options", {})}
@@ -294,7 +300,10 @@ class CcxtBroker:
 
     async def close(self) -> None:
         """Close the client's connections. Repeatable."""
-        await self._asked(self.client.close)
+        try:
+            await self.client.close()
+        except Exception as error:
+            raise self._raised(error, changing=False) from None
 
     async def _sellable(self, request: OrderRequest, market: Mapping[str, Any]) -> float:
         """Return how much of an order is sent: of a spot account's exit no more than it holds.
@@ -372,12 +381,14 @@ class CcxtBroker:
 
     def _raised(self, error: Exception, *, changing: bool) -> HoldfastError:
         # Raised from None by whoever calls this: the driver's own text may hold the signed request.
+        self._pause.note(error)
         if meaning_of(error) in ("late", "unsent"):
             self._clock_until_s = 0.0  # the clocks may have drifted apart
         return error if isinstance(error, HoldfastError) else as_ours(error, changing=changing, secrets=self._secrets)
 
     async def _asked(self, function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
         """Call the client for something that changes nothing."""
+        self._pause.require_over()
         try:
             with no_stray_cancellation:
                 return await function(*arguments)
@@ -438,6 +449,7 @@ class CcxtBroker:
 
     async def _ready(self) -> None:
         """Load the markets once, and the difference of the clocks each hour and after a doubt."""
+        self._pause.require_over()
         if self._loading is None:
             self._loading = asyncio.Lock()
         async with self._loading:
