@@ -200,11 +200,11 @@ class OneRound:
             life = _Life("", _LONGEST_LIFE_SECONDS) if done else next(lives)
             pid = self._start("killed", address, life.step)
             found.lives += 1
-            if relay := self._relay_due(kills):
-                pid, handed = self._relayed(pid, address, relay)
-                if handed is not None:
-                    life = _Life("", life.seconds)
-            ended = self._live(pid, life)
+            ended = None
+            if life.seconds < _LONGEST_LIFE_SECONDS and (relay := self._relay_due(kills)):
+                pid, ended = self._relayed(pid, address, relay)
+            if ended is None:
+                ended = self._live(pid, life)
             if life.step and life.seconds == _LONGEST_LIFE_SECONDS:
                 found.steps.append(life.step)
             self._count()
@@ -252,12 +252,13 @@ class OneRound:
         """Have a second process wait, kill or stop the first, and see it replaced.
 
         Returns:
-            The process that goes on, and how the first ended; None where it was not replaced.
+            The process that goes on; or the first, and how it ended before anything could be done to it.
         """
         assert self.other is not None
         found, witness = self.found, self.witness
-        if self._until(pid, lambda: pid in witness.ready, "came to serve") is not None:
-            return pid, None  # it ended before; whoever waits for its end hears of that once more
+        before = self._until(pid, lambda: pid in witness.ready, "came to serve")
+        if before is not None:
+            return pid, before
         second = self._start("killed", address, by=self.other)
         found.lives += 1
         time.sleep(self.start_seconds + self.rng.uniform(0.0, self.run_seconds / 20))
@@ -282,13 +283,11 @@ class OneRound:
                 if gone is None:
                     self.other.kill(second)
                 return pid, None
-            late = self.zygote.ended(_LONGEST_OUTAGE_SECONDS)
-            if late is None:
+            if self.zygote.ended(_LONGEST_OUTAGE_SECONDS) is None:
                 found.broken.append(f"life {found.lives - 1} was replaced while it was stopped, and goes on")
-                late = self.zygote.kill(pid)
-            ended = late
+                self.zygote.kill(pid)
         self.zygote, self.other = self.other, self.zygote
-        return second, ended
+        return second, None
 
     def _compare_orders(self, books: Books) -> None:
         """Compare what the venue holds with the rows of the run that was killed."""
