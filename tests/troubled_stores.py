@@ -131,9 +131,11 @@ def _fill_table(server: PostgresServer, name: str, disk: SmallDisk) -> None:
 async def redis_out_of_memory(place: Path) -> AsyncIterator[Troubled]:
     """Redis has reached its ``maxmemory``: it takes the exit's commit all the same, and refuses the trade's row."""
     with _valkey(place) as server:
-        memory = ("CONFIG", "SET", "maxmemory")
-        begin, end = (_soon(lambda limit=limit: server.call(*memory, limit)) for limit in ("1", "0"))
-        yield Troubled(f"{server.url}/?prefix=t", begin, end, is_full=True, refuses_exits=False)
+
+        def limit(size: str) -> Callable[[], Awaitable[None]]:
+            return _soon(lambda: server.call("CONFIG", "SET", "maxmemory", size))
+
+        yield Troubled(f"{server.url}/?prefix=t", limit("1"), limit("0"), is_full=True, refuses_exits=False)
 
 
 @asynccontextmanager
