@@ -22,6 +22,7 @@ from mutants_replicated import REPLICATED
 from mutants_s3 import S3
 from mutants_sizing import SIZING
 from mutants_sql import SQL
+from mutants_users import USERS
 from mutants_wrappers import WRAPPERS
 
 # ruff: noqa: E501
@@ -314,6 +315,7 @@ MUTANTS = (
             *KILLS,
             *REPLICATED,
             *PLAN,
+            *USERS,
             *OWNERS,
             *SIZING,
             *ORDERS,
