@@ -6,6 +6,7 @@ from __future__ import annotations
 
 _RULES = "tests/test_orders.py"
 _RUNS = "tests/test_orders_executor.py"
+_CONTRACTS = "tests/test_broker_ccxt_contracts.py"
 _ROWS = "tests/test_invariants.py"
 
 ORDERS: list[tuple[str, str, str, str, str]] = [
@@ -260,5 +261,75 @@ ORDERS: list[tuple[str, str, str, str, str]] = [
         "    if not all(map(is_ended, others)):\n        return None\n",
         "",
         f"{_RULES} -k nobody_knows",
+    ),
+    (
+        "ccxt: a quantity is sent as a number of contracts",
+        "contracts.py",
+        "    return quantity if unit == ONE else float(Decimal(repr(quantity)) / unit)\n",
+        "    return quantity\n",
+        f"{_CONTRACTS} -k so_many_contracts",
+    ),
+    (
+        "ccxt: an exit of contracts is not held to closing",
+        "ccxt.py",
+        "        if closes(request) and self._reduces and is_contract:\n",
+        "        if False:\n",
+        f"{_CONTRACTS} -k reduce_only_and_an_entry",
+    ),
+    (
+        "ccxt: an exit of a spot account asks for what the fee took",
+        "ccxt.py",
+        "        return min(request.quantity, free)\n",
+        "        return request.quantity\n",
+        "tests/test_broker_ccxt.py -k nothing_is_promised",
+    ),
+    (
+        "ccxt: what cannot be told is taken for nothing held",
+        "ccxt.py",
+        '            if not self._has("fetchPositions"):\n                return None\n',
+        '            if not self._has("fetchPositions"):\n                return []\n',
+        f"{_CONTRACTS} -k whatever_account",
+    ),
+    (
+        "ccxt: the next context asks a venue that wants no requests",
+        "ccxt_pause.py",
+        "        if left > 0:\n",
+        "        if False:\n",
+        "tests/test_broker_ccxt.py -k left_alone",
+    ),
+    (
+        "orders: an order that the venue has numbered is given up because it is not shown",
+        "orders.py",
+        "    if order.venue_id:\n        return Wait(",
+        "    if False:\n        return Wait(",
+        f"{_RUNS} -k because_it_is_not_shown",
+    ),
+    (
+        "orders: an order is known by our id only",
+        "venue.py",
+        " or (number and one.venue_id == number)",
+        "",
+        f"{_RUNS} -k number_that_the_venue_gave",
+    ),
+    (
+        "orders: exits of what the venue does not trade go on for ever",
+        "answers.py",
+        "missing_quantity=order.quantity if is_dust else order.missing_quantity",
+        "missing_quantity=order.missing_quantity",
+        f"{_RULES} -k below_what_the_venue_trades",
+    ),
+    (
+        "orders: an exit of a restored signal is sent before the venue was asked",
+        "executor.py",
+        "        if order.client_order_id in self._unasked:\n",
+        "        if False:\n",
+        f"{_RUNS} -k from_a_lost_journal",
+    ),
+    (
+        "orders: more is traded than the signal names",
+        "venue.py",
+        "    for _ in range(_STEPS_DOWN):\n",
+        "    named *= 2\n    for _ in range(_STEPS_DOWN):\n",
+        f"{_RULES} -k never_more_than",
     ),
 ]
