@@ -24,10 +24,10 @@ from typing import Any
 import msgspec
 
 from holdfast import add_exchange, add_strategy, get_candles, set_config
-from holdfast.brokers.paper import PaperBroker
+from holdfast.brokers.paper import ALL, PaperBroker
 from holdfast.contract import Guarantees, Key
 from holdfast.engine import tenure, worker
-from holdfast.engine.broker import OrderReport, OrderRequest
+from holdfast.engine.broker import Features, OrderReport, OrderRequest
 from holdfast.engine.executor import Executor
 from holdfast.engine.listeners import default_listeners
 from holdfast.engine.session import wall_clock_ms
@@ -43,8 +43,8 @@ EXCHANGE, STRATEGY = "shared", "swift"
 HISTORY_MINUTES = 30
 """Candles before the clock begins."""
 QUANTITY = 1.0
-ENTRY_SECONDS, EXIT_SECONDS, GRACE_SECONDS = 0.5, 0.4, 0.1
-"""How long orders are valid, and how far clocks may be apart: all less than the shortest lease."""
+GRACE_SECONDS = 0.1
+"""How far clocks may be apart."""
 
 
 class Begun:
@@ -110,6 +110,10 @@ class Market(msgspec.Struct, frozen=True, kw_only=True):
     """Each process believes that it is on a machine of its own: no pid tells the others that it is gone."""
     venue: str = ""
     """Address of a paper venue to which orders go; empty for none."""
+    features: Features = ALL
+    """What it promises."""
+    valid_seconds: float = 0.5
+    """How long an order is valid."""
 
     def exchange(self) -> LocalMarket:
         """Return it as an exchange."""
@@ -260,12 +264,13 @@ def set_up() -> Record | None:
     if text := os.environ.get("HOLDFAST_TEST_MARKET"):
         market = msgspec.json.decode(text, type=Market)
         TRADES = bool(market.venue)
-        broker = WatchedBroker(market.venue) if TRADES else None
+        broker = WatchedBroker(market.venue, features=market.features) if TRADES else None
         add_exchange(market.exchange(), exchange_name=EXCHANGE, broker=broker)
         add_strategy(swift, strategy_name=STRATEGY, interval="1m", symbols=market.symbols)
         set_config(
-            entry_validity_seconds=ENTRY_SECONDS, exit_validity_seconds=EXIT_SECONDS, order_grace_seconds=GRACE_SECONDS
-        )
+            entry_validity_seconds=market.valid_seconds, exit_validity_seconds=market.valid_seconds,
+            order_grace_seconds=GRACE_SECONDS,
+        )  # fmt: skip
         if market.elsewhere:
             worker.machine = lambda: f"elsewhere/{os.getpid()}"
     if directory := os.environ.get("HOLDFAST_TEST_RECORD"):

@@ -153,6 +153,8 @@ class Hunt:
         while (so_far := sum(one["runs"] for one in kept)) < wanted and time.monotonic() < ends:
             runs = min(_ZOMBIES_AT_ONCE, wanted - so_far)
             words = ["--runs", str(runs), "--seed", str(self.options.seed * 1000 + so_far)]
+            if len(kept) % 2:  # nothing but the lease keeps a late order back, and the venue takes it twice
+                words += ["--valid", "2", "--repeated", "never"]
             words += ["--lease", f"{_ZOMBIE_LEASE_SECONDS.get(name, 0.8):g}"]
             found = self._owners("zombies.py", name, [*words, "--time-cap", f"{max(ends - time.monotonic(), 1):.0f}"])
             if found is None:

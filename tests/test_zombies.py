@@ -23,19 +23,23 @@ from holdfast.engine.broker import OrderReport, OrderRequest
 RUNS = 5
 LEASE_SECONDS = 0.8
 SHARED = sorted(URLS.keys() - {"memory", "file"})
+LASTING = {"redis"}
+"""Orders there outlast the lease, at a venue that takes an id twice: the lease alone keeps a late order back."""
 
 
 @pytest.mark.parametrize("name", SHARED)
 def test_a_paused_owner_that_was_replaced_wakes_to_find_every_write_refused_and_the_new_owner_named(
     name: str, tmp_path: Path, record_property: Any
 ) -> None:
-    found = Zombies(URLS[name](tmp_path), tmp_path, lease_seconds=LEASE_SECONDS, seed=len(name)).run(RUNS)
+    lasting: Any = {"valid_seconds": 2.0, "repeated": "never"} if name in LASTING else {}
+    zombies = Zombies(URLS[name](tmp_path), tmp_path, lease_seconds=LEASE_SECONDS, seed=len(name), **lasting)
+    found = zombies.run(RUNS)
     assert found.wrong == []
     assert found.runs == RUNS
     assert found.commits > 3 * RUNS, "they worked between"
     assert found.orders > RUNS
     assert found.stopped_before_sending > 0
-    assert found.late_orders_refused > 0, "each of those reached the venue in the time of the next owner"
+    assert found.late_orders_refused > 0 or lasting, "each of those reached the venue in the time of the next owner"
     record_property(
         "proof:zombies",
         {
