@@ -53,16 +53,6 @@ def test_a_bot_is_killed_around_its_orders_at_a_venue_that_loses_answers(record_
     )
 
 
-def test_a_bot_is_taken_over_by_one_that_waits_and_woken_when_it_was_replaced(tmp_path: Path) -> None:
-    words = ["--kills", "4", "--takeovers", "1", "--pauses", "1", "--orders", "--seed", "3", "--minutes", "200"]
-    code, found = torture("--store", URLS["redis"](tmp_path), *words)
-    assert (found["lost"], found["duplicated"], found["broken"], found["differences"]) == ([], [], [], [])
-    assert code == 0 and found["ok"]
-    assert found["takeovers"] >= 1
-    assert found["pauses"] >= 1
-    assert found["orders"] >= 5
-
-
 def test_a_folder_has_no_second_process_to_take_it_over(capfd: pytest.CaptureFixture[str]) -> None:
     from holdfast.cli import main
 
