@@ -170,8 +170,8 @@ PLAN: list[tuple[str, str, str, str, str]] = [
     (
         "adopt: two may act on the account at once",
         "engine/holdings.py",
-        "        await self._record.still()\n",
-        "",
+        "        await self._record.still()\n        entry = ",
+        "        entry = ",
         f"{_ADOPT} two_operators",
     ),
     (
