@@ -171,6 +171,7 @@ class Session:
         for why in found.report.stopped:
             self._tell_trouble(Trouble(kind="quarantine", context=self.context, why=why))
         self.gate.recovered(stopped=bool(found.report.stopped), outages=found.outages)
+        self.fenced.clear()  # of an earlier tenure: a look under way while this one began saw the next epoch
         self.writer.recovered(tenure, self.outbox.fresh(), held=found.risk_names, ignored=found.ignored)
         self._behind.clear()
         self.window = Window(self.spec.params.avg_price_candles_count)

@@ -8,7 +8,7 @@ from types import TracebackType
 
 
 class Flag:
-    """Something that is so from one moment on, and tells whoever waits."""
+    """Something that is so from one moment on, until it is cleared, and tells whoever waits."""
 
     __slots__ = ("_is_set", "_watchers")
 
@@ -25,6 +25,10 @@ class Flag:
         self._is_set = True
         for tell in tuple(self._watchers):
             tell()
+
+    def clear(self) -> None:
+        """It is so no longer."""
+        self._is_set = False
 
     def watch(self, tell: Callable[[], None]) -> None:
         """Call ``tell`` when it is set, which may be now."""

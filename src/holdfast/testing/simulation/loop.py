@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 _set_running_loop = asyncio._set_running_loop
-_MOST_STEPS = 2_000_000
+_MOST_STEPS = 200_000
 """A history that takes more steps than this goes round in circles."""
 
 
@@ -108,13 +108,13 @@ class Scheduler:
                         if loop is not self._running:
                             self.enter(loop)
                     steps += 1
+                    if steps > _MOST_STEPS:
+                        raise StuckError(f"more than {_MOST_STEPS} steps: it goes round in circles")
                     context = handle.context
                     if context is None:
                         callback(*handle.args)
                     else:
                         context.run(callback, *handle.args)
-                if steps > _MOST_STEPS:
-                    raise StuckError(f"more than {_MOST_STEPS} steps: it goes round in circles")
                 if not timers or timers[0][0] > until_seconds or (done is not None and done()):
                     return
                 when, _, handle = due(timers)
