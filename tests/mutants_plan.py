@@ -233,7 +233,7 @@ PLAN: list[tuple[str, str, str, str, str]] = [
     (
         "retention: what tells of an open signal may go",
         "engine/audited.py",
-        "if ids.isdisjoint(_signal_ids(cast(\"Audit\", loaded.row)))]",
+        'if ids.isdisjoint(_signal_ids(cast("Audit", loaded.row)))]',
         "if loaded]",
         f"{_RETENTION} while_its_signal_is_open",
     ),

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backends.file import FileBackend as FileBackend
     from .backends.memory import MemoryBackend as MemoryBackend
+    from .brokers.ccxt import CcxtBroker as CcxtBroker
+    from .brokers.paper import PaperBroker as PaperBroker
     from .contract import Backend as Backend
     from .contract import Guarantees as Guarantees
     from .contract import How as How
     from .contract import Key as Key
     from .contract import KeyPrefix as KeyPrefix
     from .contract import Survives as Survives
-    from .brokers.ccxt import CcxtBroker as CcxtBroker
-    from .brokers.paper import PaperBroker as PaperBroker
     from .documents.adapters import PersistBase as PersistBase
     from .documents.adapters import PersistPartialAdapter as PersistPartialAdapter
     from .documents.adapters import PersistRiskAdapter as PersistRiskAdapter
