@@ -130,6 +130,11 @@ class Entry(NamedTuple):
     text: bytes
 
 
+def text_of(record: bytes) -> bytes | None:
+    """Return the text of one record as it was written; None if it is no record."""
+    return record[_RECORD.size + _SUM_BYTES :] if record[: len(_RECORD_MAGIC)] == _RECORD_MAGIC else None
+
+
 class Blocks:
     """The open journal file. Not for several threads at once.
 

@@ -9,13 +9,13 @@ import msgspec
 
 from ...contract import Key
 from ...domains import decode
+from ...engine.blocks import text_of
 from ...engine.emergency import Emergency
 from ...engine.modes import TroublePolicy
 from ...errors import HeldError
 from ...rows import Row
 from ...store import Store
 
-_RECORD_MAGIC = b"HFR1"
 Kept = Callable[[dict[Key, Row | None]], None]
 
 
@@ -73,8 +73,9 @@ class Space:
     def write(self, at: int, data: bytes) -> None:
         """Write in place, or at the end."""
         self._data[at : at + len(data)] = data
-        if data[:4] == _RECORD_MAGIC:
-            plain: dict[str, Any] = msgspec.json.decode(data[data.index(b"{") :])
+        text = text_of(data)
+        if text is not None:
+            plain: dict[str, Any] = msgspec.json.decode(text)
             rows = [(Key(*key), text) for *key, text in plain.get("changes", ())]
             self._disk.kept({key: None if text is None else decode(key, text.encode()) for key, text in rows})
 
