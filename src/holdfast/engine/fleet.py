@@ -28,10 +28,10 @@ from ..names import Context
 from ..rows import Owner, Worker
 from ..store import Loaded, Store
 from .health import health_of
+from .holder import holder_of
 from .journals import JournalFolder, Journals
 from .lanes import Sleep
 from .listeners import Listeners, Trouble, default_listeners
-from .holder import holder_of
 from .live import LiveRun
 from .modes import TroublePolicy
 from .worker import BEATS_PER_LEASE, Life, SignOfLife, sign_of_life
