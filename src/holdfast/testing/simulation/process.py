@@ -70,8 +70,8 @@ class Process:
         return f"p{self.spec.number}"
 
     def start(self) -> None:
-        """Begin a life, unless one is under way."""
-        if self.life is None:
+        """Begin a life, unless one is under way, or the market is over: then only the last process may begin."""
+        if self.life is None and not self.is_late:
             self.lives += 1
             self.life = Life(self, f"{self.name}.{self.lives}")
 
@@ -81,8 +81,12 @@ class Process:
             return
         self.life = None
         world = self.world
-        if world.scheduler.now_seconds < world.market.end_seconds:
-            world.scheduler.at(world.scheduler.now_seconds + self.spec.restart_seconds, self.start)
+        world.scheduler.at(world.scheduler.now_seconds + self.spec.restart_seconds, self.start)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether nothing more may begin in it: whoever starts after the last process would take everything from it."""
+        return self.spec.number >= 0 and self.world.scheduler.now_seconds >= self.world.market.end_seconds
 
     def lag(self) -> float:
         """Draw how long a call takes."""
@@ -275,9 +279,9 @@ class Life:
                 self.world.note(f"{self.name} s{spec.number} ends with {type(error).__name__}: {error!s:.150}")
             finally:
                 driver.turn.leave()
-            if self.world.scheduler.now_seconds >= self.world.market.end_seconds and not self.process.spec.number < 0:
-                return
             await self.sleep(self.process.spec.restart_seconds)
+            if self.process.is_late:
+                return
 
     def _driver(self, spec: SimulatedContext, store: Store, turns: Turns) -> Driver:
         context = context_of(spec.number)
