@@ -146,8 +146,8 @@ ORDERS: list[tuple[str, str, str, str, str]] = [
     (
         "orders: another account's orders are asked about at this one",
         "executor.py",
-        "            if order.account != self.terms.account and not",
-        "            if order.account == '' and not",
+        "        refuse_foreign(session.context, self.book, self.terms.account)\n",
+        "",
         f"{_RUNS} -k another_account",
     ),
     (

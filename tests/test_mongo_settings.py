@@ -21,6 +21,7 @@ from holdfast.contract import Guarantees, How, Key, Op, Survives
 from holdfast.errors import (
     ConflictError,
     FailedError,
+    FullError,
     HoldfastError,
     UnavailableError,
     UnknownOutcomeError,
@@ -267,8 +268,8 @@ async def test_what_one_member_alone_has_is_made_durable_before_it_is_returned()
         ({"ok": 0.0, "code": 50, "codeName": "MaxTimeMSExpired"}, UnknownOutcomeError, "same op"),
         ({"ok": 0.0, "code": 1, "codeName": "InternalError"}, UnknownOutcomeError, "same op"),
         ({"ok": 1.0, "n": 0, "writeErrors": [{"index": 0, "code": 112}]}, UnavailableError, "WriteConflict"),
-        ({"ok": 1.0, "n": 0, "writeErrors": [{"index": 0, "code": 14031}]}, UnavailableError, "disk is full"),
-        ({"ok": 1.0, "n": 0, "writeErrors": [{"index": 0, "code": 17419}]}, UnavailableError, "several scopes"),
+        ({"ok": 1.0, "n": 0, "writeErrors": [{"index": 0, "code": 14031}]}, FullError, "disk is full"),
+        ({"ok": 1.0, "n": 0, "writeErrors": [{"index": 0, "code": 17419}]}, FullError, "several scopes"),
         ({"ok": 1.0, "n": 0, "writeErrors": [{"index": 0, "code": 8}]}, UnknownOutcomeError, "same op"),
         ({"ok": 1.0, "n": 1, "writeConcernError": {"code": 64, "codeName": "WriteConcernFailed"}}, UnknownOutcomeError,
          "majority"),

@@ -434,7 +434,7 @@ async def test_a_waiting_signal_is_entered_when_its_price_comes_and_a_short_is_s
     }  # fmt: skip
     desk, store = Desk({1: short}, candles=candles), await memory_store()
     assert await live(desk, store) == [OPENED, CLOSED]
-    assert sold(desk) == [("sell", 0.12345679), ("buy", 0.12345679)], "as the exchange writes quantities"
+    assert sold(desk) == [("sell", 0.12345678), ("buy", 0.12345678)], "as the exchange writes quantities, never more"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from mortal import Death, Killer, MortalBackend
 from power_workloads import FOCUS, make_backend
@@ -529,8 +531,10 @@ async def test_a_plain_store_is_not_encrypted_while_a_bot_gives_signs_of_life(
     ended = asyncio.Event()
 
     async def beat() -> None:
-        while alive and not ended.is_set():
-            await lane.commit({worker_key("w1"): worker})
+        for beats in itertools.count(2):
+            if not alive or ended.is_set():
+                return
+            await lane.commit({worker_key("w1"): msgspec.structs.replace(worker, beat=beats)})
             await asyncio.sleep(0.02)
 
     beating = asyncio.ensure_future(beat())
