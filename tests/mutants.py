@@ -202,10 +202,10 @@ ENGINE = [
     Mutant(
         "events are told before the commit",
         "session_writer.py",
-        "        if not await self.send(rows | orders, expect, exits=exits):\n            self._tell_kept(transition)\n"
+        "        if not await self._send(with_orders, expect, exits=exits):\n            self._tell_kept(transition)\n"
         "        self.held = held\n        self.outbox.add(transition.events)\n",
         "        self.outbox.add(transition.events)\n        await self.outbox.tell_next()\n"
-        "        if not await self.send(rows | orders, expect, exits=exits):\n            self._tell_kept(transition)\n"
+        "        if not await self._send(with_orders, expect, exits=exits):\n            self._tell_kept(transition)\n"
         "        self.held = held\n",
         _ENGINE,
     ),

@@ -13,8 +13,8 @@ ORDERS: list[tuple[str, str, str, str, str]] = [
     (
         "orders: sent before they are committed",
         "session_writer.py",
-        "        if not await self.send(rows | orders, expect, exits=exits):\n",
-        "        if self._executor is not None:\n            self._executor.committed(orders)\n            await __import__('asyncio').sleep(0)\n        if not await self.send(rows | orders, expect, exits=exits):\n",
+        "        if not await self._send(with_orders, expect, exits=exits):\n",
+        "        if self._executor is not None:\n            sent = {k: v for k, v in with_orders().items() if k.domain == 'order'}\n            self._executor.committed(sent)\n            await __import__('asyncio').sleep(0)\n        if not await self._send(with_orders, expect, exits=exits):\n",
         f"{_RUNS} -k committed_with_its_signal",
     ),
     (

@@ -135,7 +135,7 @@ DEFECTS = (
         "    await self.writer.commit(self.state, transition, checked)",
         "    before, self.state = self.state, transition.state\n    await self.writer.commit(before, transition, checked)",
     ),
-    _one("an outage is not recorded", "engine.session_writer:SessionWriter.send", ", **forbidden", ""),
+    _one("an outage is not recorded", "engine.session_writer:SessionWriter._send", ", **forbidden", ""),
     _one("an outage is forgotten when its commit fails", "engine.commits:Outages.put_back", "self._unrecorded.setdefault(row.from_ms, row.to_ms)", "pass"),
     _one("a candle is dropped when the store is away", "engine.session:Session._settle", "self._behind.append(candle)", "pass"),
     _one(
@@ -172,9 +172,10 @@ DEFECTS = (
     # orders
     _one(
         "an order is sent before its intent is on record", "engine.session_writer:SessionWriter.commit",
-        "    if not await self.send(rows | orders, expect, exits=exits):",
-        "    if self._executor is not None:\n        self._executor.committed(orders)\n"
-        "    if not await self.send(rows | orders, expect, exits=exits):",
+        "    if not await self._send(with_orders, expect, exits=exits):",
+        "    if self._executor is not None:\n"
+        "        self._executor.committed({key: row for key, row in with_orders().items() if key.domain == 'order'})\n"
+        "    if not await self._send(with_orders, expect, exits=exits):",
     ),
     _one(
         "each time it is sent an order has another client id", "engine.venue:Venue.submit", "request_of(order)",

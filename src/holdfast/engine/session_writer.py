@@ -177,11 +177,18 @@ class SessionWriter:
         rows, held = changes(
             self._context, before, transition, held=self.held, risk_names=self._risk_names, guards=guards
         )
-        orders = {} if self._executor is None else self._executor.intents(before, transition)
+        orders: dict[Key, Row | None] = {}
+
+        def with_orders() -> dict[Key, Row | None]:
+            # In its turn: an answer that is being recorded just now may change what an exit has to close.
+            if self._executor is not None:
+                orders.update(self._executor.intents(before, transition))
+            return rows | orders
+
         expect = {key: 0 if loaded is None else loaded.version for key, loaded in checked.items()}
         ignored = None if self.tenure is None else self.tenure.ignored
         expect |= vacancies(self._context, before, after, 0 if ignored is None else ignored.version)
-        if not await self.send(rows | orders, expect, exits=exits):
+        if not await self._send(with_orders, expect, exits=exits):
             self._tell_kept(transition)
         self.held = held
         self.outbox.add(transition.events)
@@ -214,10 +221,16 @@ class SessionWriter:
 
         Crash: As :meth:`commit`.
         """
+        return await self._send(lambda: rows, guards, exits=exits)
+
+    async def _send(
+        self, rows_of: Callable[[], dict[Key, Row | None]], guards: Mapping[Key, int], *, exits: bool
+    ) -> bool:  # fmt: skip
         if self.tenure is None:
             raise FailedError(f"{self._context}: recover() must come before the first step")
         outages = self._gate.outages
         async with self.tenure.turn:
+            rows = rows_of()
             delivered, forbidden = self.outbox.take_delivered(), outages.take()
             proof = self.tenure.proof()
             if not (rows or delivered or forbidden or proof or self.lifeline.owes):
