@@ -332,6 +332,9 @@ class Session:
     @property
     def has_lease(self) -> bool:
         """Whether what cannot be taken back may be done: as far as this process can know, the context is its own."""
+        tenure = self.writer.tenure
+        if tenure is not None and tenure.is_doubtful:
+            return False
         return self._sign is None or (self._sign.is_held and self.is_proven)
 
     @property

@@ -61,6 +61,8 @@ class Tenure:
         """One commit at a time: what it expects depends on the one before."""
         self.ignored: Loaded[ScheduledSignal] | None = None
         """A row that stands where a signal may wait, and means nothing; it is expected as it was found."""
+        self.is_doubtful = False
+        """A commit was refused, and it is not known yet whether that says that somebody else owns the context."""
         self.closing = False
         """Its session ends: it waits no longer for a store that cannot be used."""
 
@@ -138,7 +140,15 @@ class Tenure:
                     self._writer, changes, expect, sleep=self._sleep, patient=lambda: not self.closing
                 )
             except ConflictError as error:
-                await self._look_into(error, guards)
+                self.is_doubtful = True
+                try:
+                    await self._look_into(error, guards)
+                except FencedError:
+                    raise
+                except BaseException:
+                    self.is_doubtful = False
+                    raise
+                self.is_doubtful = False
                 continue
             if changes.get(self._owner_key) == self._owner.row:
                 self._owner, self._proven = Loaded(self._owner.row, number), lapses
