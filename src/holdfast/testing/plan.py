@@ -61,6 +61,8 @@ class Plan(msgspec.Struct, kw_only=True):
     """How often the first is not killed but stopped past its lease, replaced, and woken."""
     lease_seconds: float = 1.0
     """Of both."""
+    shares_limits: bool = False
+    """Contexts of the bot share risk profiles: who asks first decides, and after a take-over that is another order."""
     run: Sequence[str] = ()
     """More arguments for ``holdfast run``."""
 
@@ -101,6 +103,8 @@ class Round(msgspec.Struct, kw_only=True):
     """Owners that were stopped past their lease, replaced and woken: each ended by itself."""
     blocked: int = 0
     """Owners that were stopped while they held a lock of the store's, so that nobody could replace them."""
+    uncompared: int = 0
+    """Rounds whose ledger cannot be that of one process: contexts that share limits were taken over one by one."""
     identical: bool = True
     differences: list[str] = []
     kept: list[str] = []
@@ -118,7 +122,8 @@ class Round(msgspec.Struct, kw_only=True):
         self.during = dict(during)
         for name in ("kills", "server_kills", "steps", "lives", "recoveries", "commits", "lost", "duplicated",
                      "broken", "events_repeated", "trades", "twice_in_a_row", "order_kills", "orders",
-                     "answers_lost", "takeovers", "pauses", "blocked", "differences", "kept", "seconds"):  # fmt: skip
+                     "answers_lost", "takeovers", "pauses", "blocked", "uncompared", "differences", "kept",
+                     "seconds"):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.identical = self.identical and other.identical
         return self

@@ -387,6 +387,10 @@ class OneRound:
             whole = asyncio.run(self._expected(outages))
             killed = {key: payload for key, payload in killed.items() if key.domain in PREDICTED}
         found = self.found
+        found.trades = sum(key.domain == "ledger" for key in whole)
+        if self.plan.shares_limits and (found.takeovers or found.pauses):
+            found.uncompared = 1
+            return
         for key in sorted({*whole, *killed}):
             if whole.get(key) == killed.get(key):
                 continue
@@ -395,7 +399,6 @@ class OneRound:
             if key.domain == "ledger":
                 (found.duplicated if key not in whole else found.lost).append(text)
         found.identical = not found.differences
-        found.trades = sum(key.domain == "ledger" for key in whole)
 
     async def _expected(self, outages: Mapping[str, Sequence[Outage]]) -> dict[Key, bytes]:
         assert self.plan.expected is not None
