@@ -41,7 +41,7 @@ def torture(*arguments: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_a_bot_is_killed_around_its_orders_at_a_venue_that_loses_answers(record_property: Note) -> None:
-    code, found = torture("--orders", "--kills", "10", "--seed", "3", "--minutes", "200")
+    code, found = torture("--orders", "--kills", "10", "--seed", "3", "--minutes", "600")
     assert (found["lost"], found["duplicated"], found["broken"], found["differences"]) == ([], [], [], [])
     assert code == 0 and found["ok"]
     assert found["kills"] >= 10
