@@ -374,6 +374,8 @@ class Driver:
         self._more = (
             bool(batch) and batch[-1][0] < recent_ms
         )  # an exchange may give fewer at once than it was asked for
+        if batch and batch[-1][0] < start_ms and session.is_behind:
+            self._more = False  # nothing of it can be used now: asking again at once would bring the same again
         for candle in batch:
             if candle[0] < start_ms:
                 if not session.is_behind:  # else they wait to be decided, each at the price of its own moment
