@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fakes import Bot, FakeMarket, candle, flat, memory_store, proposal
@@ -14,8 +13,9 @@ from order_kit import orders_in
 from venue_kit import Remote, client_of, started
 
 from holdfast.brokers.ccxt import CcxtBroker
-from holdfast.engine.live import Live
+from holdfast.engine.live import Live, LiveRun
 from holdfast.rules.params import reset_config, set_config
+from holdfast.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:enable_cleanup_closed:DeprecationWarning")
 
@@ -34,6 +34,15 @@ def brief() -> Iterator[None]:
     reset_config()
 
 
+def run_of(bot: Bot, store: Store, *, longest_sleep_seconds: float) -> LiveRun:
+    """Set up a live run by the real clock that never sleeps long."""
+    return Live.run(
+        "BTCUSDT", strategy_name=bot.strategy, exchange_name=bot.exchange, store=store, registry=bot.registry,
+        listeners=bot.listeners, sleep=lambda seconds: asyncio.sleep(min(seconds, longest_sleep_seconds)),
+        clock=lambda: int(time.time() * 1000),
+    )  # fmt: skip
+
+
 @pytest.mark.usefixtures("brief")
 async def test_a_trade_stands_once_at_the_venue_though_both_its_answers_were_lost(venue: Remote) -> None:
     venue("charge", fee="0.001")
@@ -43,11 +52,7 @@ async def test_a_trade_stands_once_at_the_venue_though_both_its_answers_were_los
     bot = Bot(market, {1: proposal(quantity=2)})
     store = await memory_store()
     venue.faults("429", "lose the answer", "504 applied")  # the entry twice, then the exit
-    run: Any = Live.run(
-        "BTCUSDT", strategy_name=bot.strategy, exchange_name=bot.exchange, store=store, registry=bot.registry,
-        listeners=bot.listeners, sleep=lambda seconds: asyncio.sleep(min(seconds, 0.05)),
-        clock=lambda: int(time.time() * 1000),
-    )  # fmt: skip
+    run = run_of(bot, store, longest_sleep_seconds=0.05)
     try:
         async with asyncio.timeout(20):
             events = [event.kind async for event in run]
@@ -75,11 +80,7 @@ async def test_what_is_left_below_the_step_is_told_and_holds_nothing_up(venue: R
     market.broker = broker  # type: ignore[attr-defined]
     bot = Bot(market, {1: proposal(quantity=0.00123)})
     store = await memory_store()
-    run: Any = Live.run(
-        "BTCUSDT", strategy_name=bot.strategy, exchange_name=bot.exchange, store=store, registry=bot.registry,
-        listeners=bot.listeners, sleep=lambda seconds: asyncio.sleep(min(seconds, 0.02)),
-        clock=lambda: int(time.time() * 1000),
-    )  # fmt: skip
+    run = run_of(bot, store, longest_sleep_seconds=0.02)
     try:
         async with asyncio.timeout(40):
             events = [event.kind async for event in run]

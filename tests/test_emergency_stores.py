@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ from fakes import candle, flat, minute_ms, session_of, sound, stepped
 from order_kit import Desk, orders_in
 from servers import require
 from servers.valkey import RedisServer, valkey_binary
-from test_ownership import LEASE_SECONDS, Process, Time
+from test_ownership import LEASE_SECONDS, Process, Time, two  # noqa: F401 -- a fixture
 
 from holdfast.backends.file import FileBackend
 from holdfast.backends.redis import RedisBackend
-from holdfast.backends.sqlite import SqliteBackend
 from holdfast.domains import ledger_key
 from holdfast.engine.health import Health
 from holdfast.engine.listeners import ModeChange, Trouble
@@ -280,24 +279,12 @@ def desk_session_saved(run: Any) -> bool:
 # ---------------------------------------------------------------------- shared
 
 
-@pytest.fixture
-async def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Process, Process, Time]]:
-    monkeypatch.setattr("holdfast.engine.worker.machine", lambda: "")  # the pids of both are this process's
-    time = Time()
-    stores = [Store(SqliteBackend(tmp_path / "store.db")) for _ in range(2)]
-    for store in stores:
-        await store.open()
-    processes = [Process(name, store, time) for name, store in zip(("first", "second"), stores, strict=True)]
-    yield processes[0], processes[1], time
-    for process in processes:
-        for session in list(process.sign._sessions):
-            await process.sign.leave(session)
-        await process.store.close()
-
-
 @pytest.mark.parametrize("without_lease", [False, True])
 async def test_exits_end_with_the_lease_unless_the_user_wants_otherwise_and_a_fenced_one_is_never_made_twice(
-    two: tuple[Process, Process, Time], tmp_path: Path, without_lease: bool, monkeypatch: pytest.MonkeyPatch
+    two: tuple[Process, Process, Time],
+    tmp_path: Path,
+    without_lease: bool,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:
     first, second, time = two
     policy = policy_of(tmp_path / "emergency", exit_without_lease=without_lease, lost_refusals=2)
@@ -341,7 +328,9 @@ async def test_exits_end_with_the_lease_unless_the_user_wants_otherwise_and_a_fe
 
 
 async def test_an_exit_kept_under_the_lease_is_not_sent_again_by_its_fenced_holder(
-    two: tuple[Process, Process, Time], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two: tuple[Process, Process, Time],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:
     first, second, time = two
     health = Health(first.store, policy_of(tmp_path / "emergency"))

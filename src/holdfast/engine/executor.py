@@ -513,7 +513,7 @@ class Executor:
         """Whether the venue must be asked once more when an ended order can no longer change."""
         if order.adopted:
             return False  # it was never sent
-        if self.terms.features.refuses_repeated_ids != "always":
+        if self._repeats_ids:
             return is_ended(order)
         return order.state in ("cancelled", "expired")
 

@@ -184,13 +184,17 @@ class Session:
             self.gate.check_quarantine()
         return found.report
 
+    @property
+    def _lifetime_ms(self) -> int:
+        return self.spec.params.max_signal_lifetime_minutes * MINUTE_MS
+
     async def _own(self) -> tuple[Recovered, Tenure]:
         sign = self._sign
         claim = Claim(self._on_conflict, None if sign is None else sign.watch, lambda: self.gate.stopping)
         proven = 0 if sign is None else sign.lapses
         found = await recover(
             self.store, self.writer.lane, self.context, holder=self._holder, risk_names=self.spec.risk_names,
-            lifetime_ms=self.spec.params.max_signal_lifetime_minutes * MINUTE_MS,
+            lifetime_ms=self._lifetime_ms,
             clock=self._clock, sleep=self._sleep, claim=claim, merge=self._merge_kept,
         )  # fmt: skip
         return found, self._tenure(found.owner, found.session, proven)
@@ -222,7 +226,7 @@ class Session:
         self.health.ended(self.health.began(), error)
         standing = await stand_in(
             self.store, self.context, lifeline.kept, self.spec.risk_names, holder=self._holder, now_ms=self._clock(),
-            lifetime_ms=self.spec.params.max_signal_lifetime_minutes * MINUTE_MS,
+            lifetime_ms=self._lifetime_ms,
         )  # fmt: skip
         if standing is not None:
             why = f"it goes on from what is stored and kept, and owns it once the store can be written: {error}"
@@ -237,7 +241,7 @@ class Session:
         """
         found = await look(
             self.store, self.context, self.spec.risk_names, now_ms=self._clock(),
-            lifetime_ms=self.spec.params.max_signal_lifetime_minutes * MINUTE_MS,
+            lifetime_ms=self._lifetime_ms,
         )  # fmt: skip
         self.state, self.writer.held = found.plan.state, found.plan.risk_names
         self.gate.recovered(stopped=False, outages=found.outages)
