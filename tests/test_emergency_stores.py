@@ -281,10 +281,10 @@ def desk_session_saved(run: Any) -> bool:
 
 @pytest.mark.parametrize("without_lease", [False, True])
 async def test_exits_end_with_the_lease_unless_the_user_wants_otherwise_and_a_fenced_one_is_never_made_twice(
-    two: tuple[Process, Process, Time],
+    two: tuple[Process, Process, Time],  # noqa: F811
     tmp_path: Path,
     without_lease: bool,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, second, time = two
     policy = policy_of(tmp_path / "emergency", exit_without_lease=without_lease, lost_refusals=2)
@@ -328,9 +328,9 @@ async def test_exits_end_with_the_lease_unless_the_user_wants_otherwise_and_a_fe
 
 
 async def test_an_exit_kept_under_the_lease_is_not_sent_again_by_its_fenced_holder(
-    two: tuple[Process, Process, Time],
+    two: tuple[Process, Process, Time],  # noqa: F811
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, second, time = two
     health = Health(first.store, policy_of(tmp_path / "emergency"))
