@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shlex
@@ -15,10 +16,13 @@ from pathlib import Path
 import msgspec
 import pytest
 from simulation_defects import DEFECTS
+from simulation_seeds import KEPT
 
-from holdfast.testing.simulation import Plan
+from holdfast.store import Store
+from holdfast.testing.simulation import Plan, play, world
 from holdfast.testing.simulation.__main__ import OK, VIOLATED, main
 from holdfast.testing.simulation.hunt import Chunk, Hunt, play_chunk
+from holdfast.testing.simulation.loop import no_spinning
 
 COMMAND = [sys.executable, "-m", "holdfast.testing.simulation"]
 FILE = "simulation.jsonl"
@@ -108,6 +112,27 @@ def test_a_seed_that_fails_is_kept_and_told_with_the_commands_that_replay_it(
     (kept,) = tmp_path.glob("*.json")
     assert msgspec.json.decode(kept.read_bytes(), type=Plan).minutes > 0
     assert [main(command[3:]) for command in commands] == [OK, OK], "without the defect both are in order"
+
+
+def test_a_history_that_spins_is_ended_and_counts_as_violated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "no_spinning", lambda scheduler: no_spinning(scheduler, 0.5))
+    (defect,) = [one for one in DEFECTS if one.name == "a page of old candles is asked for again at once"]
+    before = signal.getsignal(signal.SIGVTALRM)
+    with defect.planted():
+        (violation,) = play(KEPT["a-page-of-one-old-candle"]).violations
+    assert "waits for nothing" in violation
+    assert signal.getsignal(signal.SIGVTALRM) == before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+
+
+def test_what_was_played_leaves_nothing_behind() -> None:
+    play(0)
+    gc.collect()
+    before = sum(isinstance(one, Store) for one in gc.get_objects())
+    for seed in range(5):
+        play(seed)
+    gc.collect()
+    assert sum(isinstance(one, Store) for one in gc.get_objects()) <= before, "an open store is kept by nobody"
 
 
 def test_a_chunk_is_the_same_wherever_it_is_played() -> None:

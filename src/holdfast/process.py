@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .documents import default
+from .engine.backtest import Backtest
 from .engine.listeners import default_listeners
 from .engine.live import Live
 from .engine.registry import default_registry
@@ -21,6 +22,7 @@ def reset() -> None:
     """Forget all that was added or changed: exchanges, strategies, …, listeners, parameters, adapters (for tests)."""
     default_registry.reset()
     default_listeners.clear()
+    Backtest.clear()
     Live.clear()
     reset_config()
     default.reset()

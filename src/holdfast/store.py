@@ -16,7 +16,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from .bulk import without_collections
 from .contract import Backend, Guarantees, Head, Key, KeyPrefix, Op, Record, Survives
@@ -107,6 +107,8 @@ class Store:
         """Commits over several backends that were decided but not carried out."""
         self.aliases: dict[Key, tuple[int, int]] = {}
         """For a routed key that a span wrote: (number that its commit returned, version in its own backend)."""
+        self.attached: dict[str, Any] = {}
+        """What else lives as long as this store does, each under its own name."""
         self.turn = asyncio.Lock()
         self._keeper = Writer(self, "store")
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar, cast
 
@@ -116,7 +115,7 @@ class Emergency:
 
     def __init__(self, store: Store, policy: TroublePolicy, *, open_space: Callable[[str], Space] = FileSpace) -> None:
         self._store_name = ""
-        self._named = weakref.ref(store)  # the store itself keeps its health, and so this
+        self._store = store
         self._path, self._size_bytes = policy.emergency, policy.emergency_bytes
         self._open_space = open_space
         self._blocks: Blocks | None = None
@@ -150,9 +149,7 @@ class Emergency:
         async with self._turn:
             if self._blocks is not None:
                 return
-            store = self._named()
-            assert store is not None
-            self._store_name = f"{store.guarantees.backend} {store.scope}"
+            self._store_name = f"{self._store.guarantees.backend} {self._store.scope}"
             self._kept, self._strangers = {}, 0
             path = self._path
             blocks = await _in_thread(lambda: self._opened(path))

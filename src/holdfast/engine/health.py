@@ -188,9 +188,6 @@ class Health:
                 self._timer = self._loop.call_later(self.policy.slow_seconds / 2, self._look)
 
 
-_healths: WeakKeyDictionary[Store, Health] = WeakKeyDictionary()
-
-
 def health_of(store: Store, policy: TroublePolicy | None = None) -> Health:
     """Return the one health of an open store.
 
@@ -200,9 +197,9 @@ def health_of(store: Store, policy: TroublePolicy | None = None) -> Health:
     Raises:
         InvalidInputError: Runs under way on the same store have another policy.
     """
-    health = _healths.get(store)
+    health: Health | None = store.attached.get("health")
     if health is None or (policy is not None and health.policy != policy):
         if health is not None and health.in_use:
             raise InvalidInputError("other runs on this store have another on_trouble: use one for all")
-        health = _healths[store] = Health(store, policy or TroublePolicy())
+        health = store.attached["health"] = Health(store, policy or TroublePolicy())
     return health

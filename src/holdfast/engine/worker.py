@@ -27,7 +27,6 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import cast
-from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -272,9 +271,6 @@ def fenced(context: Context, mine: Owner, now: Owner | None) -> FencedError:
     )
 
 
-_signs: WeakKeyDictionary[Store, SignOfLife] = WeakKeyDictionary()
-
-
 def sign_of_life(
     store: Store, *, holder: str, lease_seconds: float, sleep: Sleep, clock: Callable[[], int],
     boot_clock: Callable[[], float] = boot_seconds,
@@ -288,13 +284,13 @@ def sign_of_life(
         raise InvalidInputError(f"lease_seconds is {lease_seconds!r}: use {SHORTEST_LEASE_SECONDS} to 3600")
     if not store.guarantees.shared:
         return None
-    sign = _signs.get(store)
+    sign: SignOfLife | None = store.attached.get("sign of life")
     if sign is None or (sign.holder, sign.lease_seconds) != (holder, lease_seconds):
         if sign is not None and sign.holder == holder and sign._sessions:
             raise InvalidInputError(
                 f"lease_seconds is {lease_seconds}, but other runs on this store have {sign.lease_seconds}: use one"
             )
-        sign = _signs[store] = SignOfLife(
+        sign = store.attached["sign of life"] = SignOfLife(
             store, holder=holder, lease_seconds=lease_seconds, sleep=sleep, clock=clock, boot_clock=boot_clock
         )
         offer(store, sign.leases)

@@ -15,8 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import signal
+import threading
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import Context
 from random import Random
 from typing import Any
@@ -28,8 +31,48 @@ _MOST_STEPS = 200_000
 """A history that takes more steps than this goes round in circles."""
 
 
+_MOST_SPINNING_SECONDS = 20.0
+"""Of this process's own time: a history that takes longer spins where the scheduler cannot see it."""
+
+
 class StuckError(AssertionError):
     """A simulated history does not come to its end."""
+
+
+class _Spinning(BaseException):
+    """Raised amid whatever runs; what catches errors lets it through."""
+
+
+@contextmanager
+def no_spinning(scheduler: Scheduler, most_seconds: float = _MOST_SPINNING_SECONDS) -> Iterator[None]:
+    """End what the scheduler runs within the ``with`` block when it takes too much of the processor.
+
+    A task that never waits for anything gives the scheduler no step to count. Works in the main thread only: nobody
+    else can be interrupted.
+
+    Raises:
+        StuckError: It was ended.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    spun = False
+
+    def end(*what: object) -> None:
+        nonlocal spun
+        spun = scheduler.ended = True  # the exception itself ends no more than one task
+        raise _Spinning
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, most_seconds, 1.0)  # again, should a finalizer swallow the first
+    try:
+        with suppress(_Spinning):
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+        signal.signal(signal.SIGVTALRM, before)
+    if spun:
+        raise StuckError(f"a task runs on and waits for nothing: {most_seconds:g} s without an end")
 
 
 class Handle(msgspec.Struct, eq=False):

@@ -10,7 +10,7 @@ import msgspec
 
 from ...contract import Key, Op, Record
 from .journal import disk
-from .loop import Scheduler, StuckError
+from .loop import Scheduler, StuckError, no_spinning
 from .market import SimulatedMarket
 from .oracle import Oracle
 from .plan import Plan, SimulatedProcess, drawn
@@ -90,23 +90,9 @@ class World:
 
     def run(self) -> None:
         """Play it to its end."""
-        scheduler, end_seconds = self.scheduler, self.market.end_seconds + _AFTER_SECONDS
         try:
-            scheduler.run(end_seconds)
-            everything = tuple(one.number for one in self.plan.contexts)
-            if self.plan.emergency:  # the last process is the first one's next start, on the same disk
-                scheduler.at(end_seconds, self._switch_off)
-            spec = SimulatedProcess(number=-1, contexts=everything, start_seconds=end_seconds, on_conflict="takeover")
-            last = Process(self, spec)
-            self.processes.append(last)
-            scheduler.run(end_seconds)
-            scheduler.run(end_seconds + _LONGEST_SECONDS, done=lambda: last.lives > 0 and last.life is None)
-            if not scheduler.ended and (last.life is not None or not last.lives):
-                self.violate("with every fault over, the run does not come to its end")
-            if self.late_seconds > scheduler.now_seconds:
-                scheduler.run(self.late_seconds + self.plan.lease_seconds)  # whoever wakes up now is late
-            if not scheduler.ended:
-                self.oracle.judge_end()
+            with no_spinning(self.scheduler):
+                self._run(self.scheduler, self.market.end_seconds + _AFTER_SECONDS)
         except StuckError as error:
             self.violate(str(error))
         finally:
@@ -114,6 +100,23 @@ class World:
                 if process.life is not None:
                     process.life.dead = True
                     process.life.loop.kill()
+
+    def _run(self, scheduler: Scheduler, end_seconds: float) -> None:
+        scheduler.run(end_seconds)
+        everything = tuple(one.number for one in self.plan.contexts)
+        if self.plan.emergency:  # the last process is the first one's next start, on the same disk
+            scheduler.at(end_seconds, self._switch_off)
+        spec = SimulatedProcess(number=-1, contexts=everything, start_seconds=end_seconds, on_conflict="takeover")
+        last = Process(self, spec)
+        self.processes.append(last)
+        scheduler.run(end_seconds)
+        scheduler.run(end_seconds + _LONGEST_SECONDS, done=lambda: last.lives > 0 and last.life is None)
+        if not scheduler.ended and (last.life is not None or not last.lives):
+            self.violate("with every fault over, the run does not come to its end")
+        if self.late_seconds > scheduler.now_seconds:
+            scheduler.run(self.late_seconds + self.plan.lease_seconds)  # whoever wakes up now is late
+        if not scheduler.ended:
+            self.oracle.judge_end()
 
     def _switch_off(self) -> None:
         for process in self.processes:
