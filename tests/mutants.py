@@ -229,9 +229,23 @@ ENGINE = [
     Mutant(
         "a closed trade is not written to the ledger",
         "outbox.py",
-        '        if event.kind == "closed" and event.number not in self.kept:\n            await self._record(event)\n',
-        "",
+        '        elif event.kind == "closed":\n            await self._record(event)\n        return event\n',
+        "        return event\n",
         _ENGINE,
+    ),
+    Mutant(
+        "an exit that was merged while its listener was told is not written to the ledger",
+        "outbox.py",
+        "if event.number == self._unrecorded or self._early:",
+        "if event.number in self.kept or self._early:",
+        "tests/test_simulation.py -k plan_that_once",
+    ),
+    Mutant(
+        "a session that is about to own its context anew commits on under the old tenure",
+        "session.py",
+        "        self.writer.own_anew()\n",
+        "",
+        "tests/test_simulation.py -k plan_that_once",
     ),
     Mutant(
         "rows of delivered events are forgotten when their deletion failed",

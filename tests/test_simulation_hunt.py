@@ -105,6 +105,10 @@ def test_a_seed_that_fails_is_kept_and_told_with_the_commands_that_replay_it(
         text = capsys.readouterr().out
         assert "levels-without-signal" in text
         assert '"faults":[]' in text
+        assert main(["--seeds", "120", "--all"]) == VIOLATED
+        told_of_all = capsys.readouterr().out
+        assert "120 of 120 histories" in told_of_all
+        assert len(told_of_all.partition("seeds: ")[2].splitlines()[0].split()) > 10
         told = text.splitlines()
         commands = [shlex.split(line.partition(": ")[2]) for line in told if line.startswith("replay")]
         assert [command[:3] for command in commands] == [["python", "-m", "holdfast.testing.simulation"]] * 2

@@ -98,6 +98,8 @@ class Outbox:
         self._delivered: list[Key] = []
         self.kept: set[int] = set()
         """Numbers of events that lie in the emergency journal: the store has neither them nor their trades yet."""
+        self._unrecorded = 0
+        """Number of the newest event that was told while it lay there, so that its trade is not on record yet."""
         self._early: list[Event] = []
         """Delivered while they were there, oldest first; their trades are still to be recorded."""
 
@@ -144,14 +146,16 @@ class Outbox:
         if event.number > self._told:
             await self._listeners.tell(event, self._callbacks, "live")
             self._told = event.number
-        if event.kind == "closed" and event.number not in self.kept:
+        if event.number in self.kept:
+            self._unrecorded = event.number
+        elif event.kind == "closed":
             await self._record(event)
         return event
 
     def delivered(self) -> None:
         """Count the oldest event as delivered; its row goes with the next deletion."""
         event = self._waiting.popleft()
-        if event.number in self.kept or self._early:  # rows go in the order of their numbers
+        if event.number == self._unrecorded or self._early:  # rows go in the order of their numbers
             self._early.append(event)
         else:
             self._delivered.append(event_key(self.context, event.number))

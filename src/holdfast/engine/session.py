@@ -155,6 +155,7 @@ class Session:
         if self.executor is not None:
             await self.executor.close()
         await self.writer.flush_last()  # a deletion under the old tenure must not be taken for a takeover
+        self.writer.own_anew()
         self.health.join(self, self._listeners)
         await self._open_emergency()
         if self._sign is not None:

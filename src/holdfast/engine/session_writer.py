@@ -78,6 +78,11 @@ class SessionWriter:
         self.held: tuple[str, ...] = ()
         """The profiles in which the open signal holds a slot."""
         self._letting_go = False
+        """The tenure ends by this session's own doing."""
+
+    def own_anew(self) -> None:
+        """The context is about to be owned once more, which ends the tenure: nothing is committed under it now."""
+        self._letting_go = True
 
     def recovered(
         self,

@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "--keep", metavar="DIR", help="write the shrunk plan of a failing seed there (default: that of --resume)"
     )
     made.add_argument("--time-cap", type=float, default=0.0, metavar="SECONDS", help="begin nothing after so long")
+    made.add_argument("--all", action="store_true", help="go on after a history that failed; the first is shrunk")
     made.add_argument("--replay", type=int, metavar="SEED", help="play one history and print it step by step")
     made.add_argument(
         "--plan", metavar="FILE", help="with the plan in a file (JSON, as it is printed) instead of a seed"
@@ -103,7 +104,10 @@ def _verdict(outcome: Outcome) -> str:
 def _hunt(options: argparse.Namespace) -> int:
     began = time.monotonic()
     resume = Path(options.resume) if options.resume else None
-    hunt = Hunt(options.first, options.seeds, jobs=options.jobs, time_cap_seconds=options.time_cap, resume=resume)
+    hunt = Hunt(
+        options.first, options.seeds, jobs=options.jobs, time_cap_seconds=options.time_cap, resume=resume,
+        stops=not options.all,
+    )  # fmt: skip
     hunt.run()
     total = Total(
         ok=not hunt.failed, wanted=options.seeds, played=hunt.done, per_second=round(hunt.per_second, 1),
@@ -122,6 +126,8 @@ def _hunt(options: argparse.Namespace) -> int:
         f"{len(total.failed)} violated"
     )
     if total.failed:
+        if len(total.failed) > 1:
+            print(f"seeds: {' '.join(map(str, total.failed))}")
         print(f"seed {total.failed[0]}: {total.violation}")
         print(f"replay it: {total.replay}")
         print(f"shrunk: {msgspec.json.encode(total.shrunk).decode()}")

@@ -74,17 +74,19 @@ class Hunt:
         jobs: On how many processes at once.
         time_cap_seconds: Begin nothing after so long; 0: no cap.
         resume: Keep results in this directory, and go on where an earlier hunt stopped.
+        stops: At the first chunk in which a seed failed; else all are played, and all that failed are known.
     """
 
     def __init__(
-        self, first: int, count: int, *, jobs: int = 1, time_cap_seconds: float = 0.0, resume: Path | None = None
-    ) -> None:
+        self, first: int, count: int, *, jobs: int = 1, time_cap_seconds: float = 0.0, resume: Path | None = None,
+        stops: bool = True,
+    ) -> None:  # fmt: skip
         if count < 1 or jobs < 1 or time_cap_seconds < 0 or first < 0:
             raise InvalidInputError(
                 f"seeds {count}, jobs {jobs}, first {first}, time cap {time_cap_seconds:g}: "
                 "use 1 or more seeds and jobs, 0 or more of the others"
             )
-        self.first, self.count, self.jobs = first, count, jobs
+        self.first, self.count, self.jobs, self._stops = first, count, jobs, stops
         self._ends = time.monotonic() + time_cap_seconds if time_cap_seconds else float("inf")
         self._file = None if resume is None else resume / _FILE
         self.chunks: list[Chunk] = []
@@ -109,7 +111,7 @@ class Hunt:
         return self.done / seconds if seconds else 0.0
 
     def run(self) -> None:
-        """Play what was not played yet; stops after a chunk in which a seed failed.
+        """Play what was not played yet; by default it stops after a chunk in which a seed failed.
 
         Crash: What was played and written stays; running again goes on.
         """
@@ -119,13 +121,13 @@ class Hunt:
                 if time.monotonic() >= self._ends:
                     return
                 self._keep(play_chunk(first, count))
-                if self.failed:
+                if self._stops and self.failed:
                     return
             return
         with _Workers(self.jobs) as workers:
             for chunk in workers.play(todo, self._ends):
                 self._keep(chunk)
-                if self.failed:
+                if self._stops and self.failed:
                     return
 
     def _todo(self) -> Iterator[tuple[int, int]]:

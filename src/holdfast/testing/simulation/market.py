@@ -16,7 +16,7 @@ from .plan import Plan
 
 START_MS = 1_700_000_100_000
 """Open time of the first candle that a run may see as its newest."""
-PARAMS = Params(schedule_await_minutes=7)
+PARAMS = Params(schedule_await_minutes=7, entry_validity_seconds=12.0)
 _BEFORE = 8
 """Minutes of candles before that."""
 _PUBLISHED_SECONDS = 2.0
@@ -54,7 +54,7 @@ class SimulatedMarket:
             symbol = context_of(one.number).symbol
             self.candles[symbol] = list(self._walk(chance, plan.minutes))
             together = Random(plan.seed)  # all strategies want to enter at once, which is when a limit matters
-            self._ideas[symbol] = dict(self._thoughts(chance, together, plan.minutes))
+            self._ideas[symbol] = dict(self._thoughts(chance, together, plan.minutes, self.trades))
             self._closes.update(((symbol, candle[0] + MINUTE_MS), candle[4]) for candle in self.candles[symbol])
 
     def _walk(self, chance: Random, minutes: int) -> Any:
@@ -67,13 +67,14 @@ class SimulatedMarket:
             if chance.random() >= thin:
                 yield Candle(START_MS + minute * MINUTE_MS, first, high, low, price, 1.0 + chance.random())
 
-    def _thoughts(self, chance: Random, together: Random, minutes: int) -> Any:
+    def _thoughts(self, chance: Random, together: Random, minutes: int, trades: bool) -> Any:
+        likely, longest = (0.85, 3) if trades else (0.4, 12)  # the more orders, the more that can go wrong with one
         for minute in range(minutes + 1):
-            if together.random() < 0.4:
-                away = chance.choice((0.0, 0.0, 0.002, 0.004, 0.008))
+            if together.random() < likely:
+                away = chance.choice((0.0, 0.0, 0.0, 0.002, 0.004) if trades else (0.0, 0.0, 0.002, 0.004, 0.008))
                 yield START_MS + minute * MINUTE_MS, _Idea(
                     chance.random() < 0.5, 0.006 + chance.random() * 0.01, 0.006 + chance.random() * 0.01,
-                    chance.randint(2, 12), away,
+                    chance.randint(1 if trades else 2, longest), away,
                 )  # fmt: skip
 
     def proposal(self, symbol: str, when_ms: int) -> dict[str, Any] | None:

@@ -120,7 +120,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 def drawn(seed: int) -> Plan:
     """Return the plan that belongs to a seed."""
     chance = Random(seed)
-    minutes = chance.choice((6, 8, 8, 10, 12, 16, 30))
+    minutes = chance.choice((5, 6, 6, 8, 8, 10, 12, 20))
     shape = chance.random()
     if shape < 0.35:
         contexts, processes = _alone(chance, contexts=1)
@@ -207,8 +207,8 @@ def _fault(chance: Random, processes: tuple[SimulatedProcess, ...], end_seconds:
 
 
 def _traded(plan: Plan, chance: Random) -> Plan:
-    """Give every other plan a venue, and what goes wrong there."""
-    if chance.random() >= 0.5:
+    """Give two plans of three a venue, and what goes wrong there."""
+    if chance.random() >= 2 / 3:
         return plan
     venue = SimulatedVenue(
         refuses_repeated_ids=chance.choice(("always", "always", "while_open", "never")),

@@ -61,7 +61,8 @@ def simulated_surroundings() -> Iterator[None]:
         (worker, "socket", named), (worker, "os", process), (account, "socket", named), (account, "os", process),
         (worker, "machine", lambda: ""), (worker, "started_ticks", lambda pid: 0),
         (health, "Emergency", simulated_emergency), (emergency, "_in_thread", at_once), (blocks, "secrets", tokens),
-        (ownership, "_LONGEST_LOOK_SECONDS", 60.0),  # a watcher that looks more often only takes more steps
+        # A watcher that looks more often only takes more steps.
+        (ownership, "_LONGEST_LOOK_SECONDS", 90.0), (ownership, "_LOOKS_PER_LEASE", 6),
     ]  # fmt: skip
     before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
     log = logging.getLogger("holdfast")

@@ -18,10 +18,12 @@ from ...engine.worker import MARGIN
 from ...names import Context
 from ...rows import Event, Order, Row, Signal
 from .market import PARAMS, context_of
-from .plan import Plan
+from .plan import VENUE, Plan
 from .venue import SharedVenue
 
 _ROUNDING = 1e-9
+_CANCELLED_SECONDS = 30.0
+"""How long after its expiry an order rests at the most, where nothing but the venue is in trouble."""
 _TRUSTED_STEP_SECONDS = PARAMS.order_grace_seconds
 """A wall clock that is off by less is what the grace is for."""
 
@@ -261,6 +263,9 @@ class TradeOracle:
                 self._violate(f"forgotten: {name} is {row.state}")
             if row.filled_quantity and name not in taken:
                 self._violate(f"{name} is {row.state} with {row.filled_quantity:g}, and the venue never took it")
+        rested = self._venue.rested_seconds
+        if rested > _CANCELLED_SECONDS and all(fault.process == VENUE for fault in self._plan.faults):
+            self._violate(f"an order rested {rested:.0f} s past its expiry, and nobody cancelled it")
         for symbol, context in self._contexts.items():
             if symbol not in excused:
                 self._judge_position(symbol, context)

@@ -63,6 +63,8 @@ class SharedVenue:
         self._arrived: Counter[str] = Counter()
         self.came_too_late: set[str] = set()
         """Orders that it refused because their time was over."""
+        self.rested_seconds = 0.0
+        """How long after its expiry an order filled that had rested until then."""
 
     def _deed(self, call: str) -> Fault | None:
         self._arrived[call] += 1
@@ -77,7 +79,7 @@ class SharedVenue:
         if report.state == "expired":
             self.came_too_late.add(request.client_order_id)
         if deed is not None and kind in ("resting", "partial"):
-            self._later(deed.seconds, self._fill, request.client_order_id, True)
+            self._later(deed.seconds, self._fill_at_last, request)
         elif deed is not None and kind == "twice":
             self._later(min(deed.seconds, _SOON_SECONDS), self._again, request)
         return report
@@ -87,18 +89,23 @@ class SharedVenue:
         deed = self._deed("cancel")
         report = cancelled(self.book, client_order_id, "fill_first" if deed and deed.kind == "fill_first" else "")
         if deed is not None and deed.kind == "fill_after" and report is not None and report.state == "cancelled":
-            self._later(min(deed.seconds, _SOON_SECONDS), self._fill, client_order_id, False)
+            self._later(min(deed.seconds, _SOON_SECONDS), self._fill, client_order_id)
         self._note(f"venue: cancel {client_order_id if report is None else _told(report)}")
         return report
 
     def _later(self, seconds: float, act: Callable[..., None], *arguments: Any) -> None:
         self._scheduler.at(self._scheduler.now_seconds + seconds, act, *arguments)
 
-    def _fill(self, client_order_id: str, if_open: bool) -> None:
-        found = self.book.find(client_order_id)
-        if found is not None and (found.state in ("open", "partial") or not if_open):
-            report = self.book.fill(client_order_id)
-            self._note(f"venue: fill {_told(cast('OrderReport', report))}")
+    def _fill_at_last(self, request: OrderRequest) -> None:
+        found = self.book.find(request.client_order_id)
+        if found is not None and found.state in ("open", "partial"):
+            late_seconds = self._scheduler.now_seconds - (request.expires_at_ms - START_MS) / 1000
+            self.rested_seconds = max(self.rested_seconds, late_seconds)
+            self._fill(request.client_order_id)
+
+    def _fill(self, client_order_id: str) -> None:
+        report = self.book.fill(client_order_id)
+        self._note(f"venue: fill {_told(cast('OrderReport', report))}")
 
     def _again(self, request: OrderRequest) -> None:
         self._note(f"venue: again {_told(self.book.submit(request))}")
