@@ -11,6 +11,13 @@ _ROWS = "tests/test_invariants.py"
 
 ORDERS: list[tuple[str, str, str, str, str]] = [
     (
+        "orders: more is closed though the exit may be there twice, too",
+        "executor.py",
+        "                if count > 1:  # before anything more is closed\n",
+        "                if False:\n",
+        "tests/test_simulation.py -k is_there_twice",
+    ),
+    (
         "orders: sent before they are committed",
         "session_writer.py",
         "        if not await self._send(with_orders, expect, exits=exits):\n",

@@ -46,6 +46,12 @@ def test_a_plan_that_once_found_something_is_in_order(name: str) -> None:
     assert play((PLANS | KEPT)[name]).violations == ()
 
 
+def test_where_an_entry_is_there_twice_its_exit_is_looked_for_before_another_is_sent() -> None:
+    outcome = play(KEPT["entry-and-exit-both-there-twice"])
+    assert sum("is at the venue 2 times" in line for line in outcome.lines) >= 2, "both are told"
+    assert not any("more was closed" in line for line in outcome.lines)
+
+
 def test_the_same_seed_gives_the_same_history_byte_for_byte_in_another_process_too() -> None:
     seeds = range(40, 60)
     here = [play(seed) for seed in seeds]

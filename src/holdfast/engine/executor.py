@@ -126,6 +126,8 @@ class Executor:
         """What this process committed and certainly has not sent."""
         self._asked: dict[str, int] = {}
         self._doubtful: set[str] = set()
+        self._suspect: set[str] = set()
+        """Ended orders of a signal of which the venue has another twice: it may have these twice, too."""
         self._pause_seconds = 0.0
         self._began_ms = self._commit_ms = 0
         """When the newest commit with an intent began, and how long it took."""
@@ -282,7 +284,7 @@ class Executor:
                     self._news.orderless(self._untold.pop(0))
                 step = next_step(
                     self.book, self._open_id, self.terms, now_ms=self._clock(), epoch=self._session.owner.epoch,
-                    unsent=self._unsent, asked=self._asked, doubtful=self._doubtful,
+                    unsent=self._unsent, asked=self._asked, doubtful=self._doubtful, suspect=self._suspect,
                 )  # fmt: skip
                 await self._do(step)
         except HoldfastError as error:
@@ -400,6 +402,8 @@ class Executor:
         if report is not None:
             now = answered(order, report)
             if now != order:
+                if count > 1:  # before anything more is closed
+                    self._suspect.update(one.client_order_id for one in self.book.of(order.signal_id) if is_ended(one))
                 await self._record(await self._looked_for(now))
         elif not is_ended(order):
             step = unfound(order, self.terms, now_ms=self._clock(), is_open=order.signal_id == self._open_id)
@@ -411,7 +415,9 @@ class Executor:
             if report is None and may_turn_up(order, self.terms):
                 # Whoever put that on record may have been killed before it told anybody.
                 self._news.ended(order, self.terms)
-            self._doubtful.discard(order.client_order_id)
+            self._suspect.discard(order.client_order_id)
+            if self._clock() >= order.expires_at_ms + self.terms.grace_ms:
+                self._doubtful.discard(order.client_order_id)
         self._tell()
 
     async def _cancel(self, order: Order) -> None:

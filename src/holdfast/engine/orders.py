@@ -270,6 +270,7 @@ def next_step(
     unsent: Collection[str] = (),
     asked: Mapping[str, int] | None = None,
     doubtful: Collection[str] = (),
+    suspect: Collection[str] = (),
 ) -> Step:
     """Say the one thing to do now.
 
@@ -280,14 +281,17 @@ def next_step(
         unsent: Orders that this process committed and certainly has not sent.
         asked: When each order was last asked about or sent.
         doubtful: Ended orders that are to be looked at once more when their grace is over.
+        suspect: Ended orders that are to be looked at before anything else is done.
     """
     asked = asked or {}
     waits: list[int] = []
-    for order in [one for one in book.orders.values() if one.client_order_id in doubtful and is_ended(one)]:
+    for order in filter(is_ended, book.orders.values()):
         over_ms = order.expires_at_ms + terms.grace_ms
-        if now_ms >= over_ms:
+        is_doubtful = order.client_order_id in doubtful
+        if order.client_order_id in suspect or (is_doubtful and now_ms >= over_ms):
             return Ask(order)
-        waits.append(over_ms)
+        if is_doubtful:
+            waits.append(over_ms)
     steps = [
         _under_way(order, order.signal_id == open_id, terms, now_ms, unsent, asked.get(order.client_order_id))
         for order in sorted(book.orders.values(), key=lambda one: one.action not in EXITS)  # exits first
