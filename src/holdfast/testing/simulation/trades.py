@@ -71,8 +71,8 @@ class TradeOracle:
         """Orders as an emergency journal has, or had, them."""
         self._sent: Counter[str] = Counter()
         """How often an order may have reached the venue: it left a process, which was not told that it did not."""
-        self._lanes: dict[str, str] = {}
-        """For each lane that ever wrote an owner row: whose."""
+        self._lanes: dict[tuple[Sender, str], str] = {}
+        """For each life and context: the lane that wrote its newest owner row."""
         self._fenced: dict[tuple[Sender, str], str] = {}
         """For each life and context: the lane of the commit that was refused, and answered."""
         self._clocks_stand = all(fault.kind != "clock" for fault in plan.faults)
@@ -85,15 +85,15 @@ class TradeOracle:
 
     def owned(self, name: str, op: Op, sender: Sender) -> None:
         """Take note of who wrote an owner row."""
-        self._lanes[op.writer] = name
+        self._lanes[sender, name] = op.writer
         self._fenced.pop((sender, name), None)
 
     def refused(self, sender: Sender, told: str, writers: Mapping[str, str]) -> None:
         """Take note that a life was told that its commit is refused: a lane that owned no longer does."""
         lane = told.rpartition(" ")[2].partition("#")[0]
-        name = self._lanes.get(lane)
-        if name is not None and writers.get(name) != lane:
-            self._fenced[sender, name] = lane
+        for (life, name), newest in self._lanes.items():
+            if life is sender and newest == lane != writers.get(name):  # that of an older session is nobody's any more
+                self._fenced[sender, name] = lane
 
     def accepted(self, op: Op, decoded: Mapping[Key, Row | None], sender: Sender) -> None:
         """Judge a commit of the main scope, before the rows of the storage follow."""
@@ -108,7 +108,9 @@ class TradeOracle:
             self._event(event, op)
 
     def _deleted(self, key: Key, op: Op) -> None:
-        old = cast("Order | None", self._books.rows.get(key))
+        old, kept = cast("Order | None", self._books.rows.get(key)), self._kept.get(key.entity_id)
+        if kept is not None and kept.state in ENDS:
+            old = self.orders[key.entity_id] = kept  # what became of it and its deletion are merged as one commit
         if old is not None and (old.state not in ENDS or (self._position(old.signal_id) and not _came_to_nothing(old))):
             self._violate(f"{key}: {op.writer} deleted an order that is {old.state}, or whose signal is not closed")
         self._gone.add(key.entity_id)
@@ -270,11 +272,12 @@ class TradeOracle:
             if symbol not in excused:
                 self._judge_position(symbol, context)
 
-    def _is_double(self, orders: Iterable[Order]) -> bool:
-        """Whether the venue took an exit among them twice, as it may."""
-        exits = {one.client_order_id for one in orders if one.action in EXITS}
-        taken = Counter(one.request.client_order_id for one in self._venue.book.orders)
-        return any(taken[name] > 1 for name in exits)
+    def _is_surplus(self, orders: Iterable[Order]) -> bool:
+        """Whether the venue took an exit among them twice, or when it could no longer be waited for, as it may."""
+        exits = {one.client_order_id: one for one in orders if one.action in EXITS}
+        taken = [one for one in self._venue.book.orders if one.request.client_order_id in exits]
+        late = any(one.at_ms >= self._over_ms(exits[one.request.client_order_id]) for one in taken)
+        return late or len({one.request.client_order_id for one in taken}) < len(taken)
 
     def _over_ms(self, row: Order) -> int:
         """Return from when on the venue is not asked about an order any more."""
@@ -300,7 +303,7 @@ class TradeOracle:
             if missing and not self._may_cross:
                 self._violate(f"position: {missing:g} of {signal_id} is on record as missing, and nobody took it")
             # Reduce-only does not help where an exit is there twice and the next signal's position is open already.
-            excused = self._may_cross and (not self._venue.features.reduce_only or self._is_double(orders))
+            excused = self._may_cross and (not self._venue.features.reduce_only or self._is_surplus(orders))
             if left < -_ROUNDING and not excused:
                 self._violate(f"twice: {-left:g} more of {signal_id} was closed than was open")
         held = self._venue.book.holdings.get(symbol, 0.0)

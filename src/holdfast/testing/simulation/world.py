@@ -104,8 +104,7 @@ class World:
     def _run(self, scheduler: Scheduler, end_seconds: float) -> None:
         scheduler.run(end_seconds)
         everything = tuple(one.number for one in self.plan.contexts)
-        if self.plan.emergency:  # the last process is the first one's next start, on the same disk
-            scheduler.at(end_seconds, self._switch_off)
+        scheduler.at(end_seconds, self._switch_off)
         spec = SimulatedProcess(number=-1, contexts=everything, start_seconds=end_seconds, on_conflict="takeover")
         last = Process(self, spec)
         self.processes.append(last)
@@ -119,8 +118,10 @@ class World:
             self.oracle.judge_end()
 
     def _switch_off(self) -> None:
+        """End what would take from the last process: nobody comes after that one."""
         for process in self.processes:
-            if process.spec.number >= 0 and process.life is not None:
+            # With an emergency journal, the last process is the next start of this one, on the same disk.
+            if process.life is not None and (self.plan.emergency or process.spec.on_conflict == "takeover"):
                 process.life.crash()
 
     def _accepted(self, scope: str, number: int, op: Op, changes: Mapping[Key, Record | None], sender: object) -> None:
