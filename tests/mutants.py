@@ -241,6 +241,13 @@ ENGINE = [
         "tests/test_simulation.py -k plan_that_once",
     ),
     Mutant(
+        "what was kept while a merge was under way is passed by",
+        "lifeline.py",
+        "        while self.owes:  # more",
+        "        if self.owes:  # more",
+        "tests/test_simulation.py -k plan_that_once",
+    ),
+    Mutant(
         "a session that is about to own its context anew commits on under the old tenure",
         "session.py",
         "        self.writer.own_anew()\n",

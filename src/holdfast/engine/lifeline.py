@@ -226,7 +226,7 @@ class Lifeline:
         bounded: bool,
         exits: bool,
     ) -> None:
-        if self.owes:
+        while self.owes:  # more may have been kept since a merge began that took its time
             await self.merge(tenure)
         if not changes:
             return
