@@ -241,6 +241,13 @@ ENGINE = [
         "tests/test_simulation.py -k plan_that_once",
     ),
     Mutant(
+        "an entry is committed though a late fill turned up since it was decided",
+        "session_writer.py",
+        "                if begins(before, after) and self._executor.blocks_entries:\n",
+        "                if False:\n",
+        "tests/test_simulation.py -k plan_that_once",
+    ),
+    Mutant(
         "what was kept while a merge was under way is passed by",
         "lifeline.py",
         "        while self.owes:  # more",

@@ -26,7 +26,7 @@ from .gate import Gate
 from .lifeline import Lifeline
 from .listeners import Trouble
 from .outbox import Outbox
-from .tenure import Tenure
+from .tenure import GuardMovedError, Tenure
 
 if TYPE_CHECKING:
     from .executor import Executor
@@ -187,6 +187,8 @@ class SessionWriter:
         def with_orders() -> dict[Key, Row | None]:
             # In its turn: an answer that is being recorded just now may change what an exit has to close.
             if self._executor is not None:
+                if begins(before, after) and self._executor.blocks_entries:
+                    raise GuardMovedError(f"{self._context}: a late fill of an earlier signal turned up: decide anew")
                 orders.update(self._executor.intents(before, transition))
             return rows | orders
 

@@ -109,13 +109,20 @@ class World:
         last = Process(self, spec)
         self.processes.append(last)
         scheduler.run(end_seconds)
-        scheduler.run(end_seconds + _LONGEST_SECONDS, done=lambda: last.lives > 0 and last.life is None)
-        if not scheduler.ended and (last.life is not None or not last.lives):
-            self.violate("with every fault over, the run does not come to its end")
+        self._finish(last)
         if self.late_seconds > scheduler.now_seconds:
             scheduler.run(self.late_seconds + self.plan.lease_seconds)  # whoever wakes up now is late
+            self._finish(last)  # it starts again and again, and meets what came late
         if not scheduler.ended:
             self.oracle.judge_end()
+
+    def _finish(self, last: Process) -> None:
+        scheduler = self.scheduler
+        scheduler.run(
+            scheduler.now_seconds + _LONGEST_SECONDS, done=lambda: last.lives > 0 and last.life is None
+        )  # fmt: skip
+        if not scheduler.ended and (last.life is not None or not last.lives):
+            self.violate("with every fault over, the run does not come to its end")
 
     def _switch_off(self) -> None:
         """End what would take from the last process: nobody comes after that one."""
