@@ -293,8 +293,8 @@ ORDERS: list[tuple[str, str, str, str, str]] = [
     (
         "ccxt: what cannot be told is taken for nothing held",
         "ccxt.py",
-        '            if not self._has("fetchPositions"):\n                return None\n',
-        '            if not self._has("fetchPositions"):\n                return []\n',
+        '            if not self._access.has("fetchPositions"):\n                return None\n',
+        '            if not self._access.has("fetchPositions"):\n                return []\n',
         f"{_CONTRACTS} -k whatever_account",
     ),
     (

@@ -105,7 +105,7 @@ SIZING: list[tuple[str, str, str, str, str]] = [
     ),
     (
         "ccxt: a failed order is repeated by ccxt",
-        "brokers/ccxt.py",
+        "brokers/ccxt_access.py",
         '        client.options["maxRetriesOnFailure"] = 0\n',
         "",
         f"{_BROKER} -k does_not_repeat",
@@ -154,9 +154,9 @@ SIZING: list[tuple[str, str, str, str, str]] = [
     ),
     (
         "ccxt: the history ends with its first page",
-        "brokers/ccxt.py",
-        "                if not fresh or (",
-        "                if True or (",
+        "brokers/ccxt_history.py",
+        "            if not fresh or (",
+        "            if True or (",
         f"{_BROKER} -k whole_over_pages",
     ),
     (
@@ -168,7 +168,7 @@ SIZING: list[tuple[str, str, str, str, str]] = [
     ),
     (
         "ccxt: the clocks are measured once and for all",
-        "brokers/ccxt.py",
+        "brokers/ccxt_access.py",
         "            self._clock_until_s = 0.0  # the clocks",
         "            pass  # the clocks",
         f"{_BROKER} -k drifted",

@@ -6,12 +6,10 @@ assumed, unless you say so (``features=``).
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import importlib
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -19,29 +17,13 @@ import msgspec
 
 from ..cancellation import no_stray_cancellation
 from ..engine.broker import Features, OrderReport, OrderRequest, VenuePosition
-from ..errors import HoldfastError, InvalidInputError, UnavailableError
+from ..errors import HoldfastError, InvalidInputError
 from ..rules.contracts import amount_of, quantity_in, unit_of
-from .ccxt_markets import Markets, is_too_small
-from .ccxt_pause import Pause
-from .ccxt_words import (
-    UNKNOWN_VENUE,
-    VENUES,
-    Venue,
-    as_ours,
-    id_length,
-    meaning_of,
-    only_json,
-    report_of,
-    report_on,
-    what_was_said,
-)
+from .ccxt_access import Access, is_spot, venue_of
+from .ccxt_history import orders_since
+from .ccxt_markets import is_too_small
+from .ccxt_words import UNKNOWN_VENUE, id_length, meaning_of, report_of, report_on
 
-_log = logging.getLogger("holdfast.ccxt")
-_log.setLevel(logging.INFO)
-_CLOCK_SECONDS = 3600.0
-_PAGE = 500
-_MAX_PAGES = 200
-_FUTURES = frozenset(("future", "swap", "linear"))
 _ABOUT = 1.05
 """Venues measure the worth of an order by a price of their own, such as the average of some minutes."""
 TOO_SMALL = "it is less than the venue trades, and stays in the account"
@@ -83,29 +65,17 @@ class CcxtBroker:
             raise InvalidInputError("the exchange has no apiKey: a broker needs an account to trade on")
         self.client = client
         self._account = hashlib.sha256(key.encode()).hexdigest()[:16]
-        self._secrets = tuple(text for name in _SECRETS if (text := str(getattr(client, name, None) or "")))
-        self._venue = _venue_of(client)
+        self._venue = venue_of(client)
         promised = features or self._venue.features
         self._reduces = promised.reduce_only or bool(client.has.get("createReduceOnlyOrder"))
         """Whether an order of contracts can be told to close only."""
         self._is_told = features is not None or self._venue is not UNKNOWN_VENUE
         """Whether somebody has said what the venue promises."""
-        length = id_length(str(client.id), promised.id_length, is_spot=self._is_spot())
-        reduces = self._reduces or self._is_spot()
+        length = id_length(str(client.id), promised.id_length, is_spot=is_spot(client))
+        reduces = self._reduces or is_spot(client)
         self._features = msgspec.structs.replace(promised, reduce_only=reduces, id_length=length)
         self._quote = quote
-        self._markets = Markets(client, symbols)
-        self._now = now
-        self._loading: asyncio.Lock | None = None
-        self._loaded = False
-        self._clock_until_s = 0.0  # until when the difference of the clocks is taken to hold
-        client.options["warnOnFetchOpenOrdersWithoutSymbol"] = False  # or to ask for all is an error
-        # ccxt would repeat a failed request by itself where the client is set so: what comes after a lost answer is
-        # not its to decide. As a parameter of each request it goes to some venues as one of the order's.
-        client.options["maxRetriesOnFailure"] = 0
-        client.fetch = only_json(client.fetch)
-        self._pause = Pause(client, elapsed)
-        client.logger = _log  # ccxt's own tells the headers, where the key is, to whoever listens at DEBUG
+        self._access = Access(client, symbols, now=now, elapsed=elapsed)
 
     @classmethod
     def named(cls, exchange_id: str, *, api_key: str, secret: str, password: str = "", **options: Any) -> CcxtBroker:
@@ -130,7 +100,7 @@ class CcxtBroker:
         }
         keys = {"apiKey": api_key, "secret": secret, "password": password or None}
         made = kind({"enableRateLimit": True, **options, **keys})
-        made.options = {**made.options, **_venue_of(made).options, **options.get("options", {})}
+        made.options = {**made.options, **venue_of(made).options, **options.get("options", {})}
         return cls(made, **ours)
 
     def __repr__(self) -> str:
@@ -152,10 +122,10 @@ class CcxtBroker:
         Where the venue looks at a request's time, it is told to refuse it from ``expires_at_ms`` on (sooner, where
         its longest window is shorter), however long ccxt's rate limit held it back.
         """
-        market = await self._market(request.symbol)
+        market = await self._access.market(request.symbol)
         self._require_reducible(market)
         unified, unit = str(market["symbol"]), unit_of(market)
-        now_ms = int(self._now() * 1000)
+        now_ms = int(self._access.now() * 1000)
         left_ms = request.expires_at_ms - now_ms
         if left_ms <= 0:
             return self._refused(request, "expired", "not sent: its time had passed")
@@ -190,13 +160,13 @@ class CcxtBroker:
         """
         if self._venue.by_client_id:
             return await self._one(symbol, "", client_order_id)
-        since_ms = int(self._now() * 1000) - _LOOK_BACK_MS
+        since_ms = int(self._access.now() * 1000) - _LOOK_BACK_MS
         known = [*await self.open_orders(symbol), *reversed(await self.history(symbol, since_ms))]
         return next((one for one in known if one.client_order_id == client_order_id), None)
 
     async def find_numbered(self, symbol: str, venue_id: str, client_order_id: str) -> OrderReport | None:
         """Return what the venue knows of an order that it has given a number; as :class:`~.broker.Numbered`."""
-        if self._venue.by_client_id or not self._has("fetchOrder"):
+        if self._venue.by_client_id or not self._access.has("fetchOrder"):
             return await self.find(symbol, client_order_id)
         return await self._one(symbol, venue_id, client_order_id)
 
@@ -215,7 +185,7 @@ class CcxtBroker:
 
     async def _one(self, symbol: str, venue_id: str, client_order_id: str) -> OrderReport | None:
         """Ask for one order: by the venue's number of it, or without one by ours."""
-        market = await self._market(symbol)
+        market = await self._access.market(symbol)
         parameters = {} if venue_id else {"clientOrderId": client_order_id}
         try:
             with no_stray_cancellation:
@@ -226,10 +196,10 @@ class CcxtBroker:
         except Exception as error:
             if meaning_of(error) == "missing":
                 return None
-            raise self._raised(error, changing=False) from None
+            raise self._access.raised(error, changing=False) from None
 
     async def _cancelled(self, symbol: str, venue_id: str, client_order_id: str) -> OrderReport | None:
-        market = await self._market(symbol)
+        market = await self._access.market(symbol)
         parameters = {} if venue_id else {"clientOrderId": client_order_id}
         try:
             with no_stray_cancellation:
@@ -238,7 +208,7 @@ class CcxtBroker:
         except Exception as error:
             # A cancellation that is refused has come too late, or there is no such order: only asking tells.
             if meaning_of(error) not in ("missing", "rejected"):
-                raise self._raised(error, changing=True) from None
+                raise self._access.raised(error, changing=True) from None
         else:
             if report.state in _ENDED:
                 return report
@@ -250,49 +220,38 @@ class CcxtBroker:
 
     async def open_orders(self, symbol: str | None = None) -> Sequence[OrderReport]:
         """Return the orders that rest at the venue; as :class:`~holdfast.engine.broker.Broker`."""
-        unified = None if symbol is None else (await self._market(symbol))["symbol"]
-        await self._ready()
-        return self._reports(await self._asked(self.client.fetch_open_orders, unified), symbol)
+        unified = None if symbol is None else (await self._access.market(symbol))["symbol"]
+        await self._access.ready()
+        return self._reports(await self._access.asked(self.client.fetch_open_orders, unified), symbol)
 
     async def history(self, symbol: str, since_ms: int) -> Sequence[OrderReport]:
         """Return the orders of a symbol from ``since_ms`` on; as :class:`~holdfast.engine.broker.Broker`."""
-        unified = str((await self._market(symbol))["symbol"])
-        kinds = ("fetch_orders",) if self._has("fetchOrders") else ("fetch_closed_orders", "fetch_canceled_orders")
-        asks = [getattr(self.client, kind) for kind in kinds if self._has(_camel(kind))]
-        if not asks:
-            raise InvalidInputError(f"ccxt cannot ask {getattr(self.client, 'id', '?')!r} for the history of orders")
-        found: dict[str, Mapping[str, Any]] = {}
-        for ask in asks:
-            async for order in self._pages(ask, unified, since_ms):
-                found[str(order.get("id"))] = order
-        if kinds != ("fetch_orders",):
-            for order in await self._asked(self.client.fetch_open_orders, unified):
-                found[str(order.get("id"))] = order
-        listed = sorted(found.values(), key=lambda order: (order.get("timestamp") or 0, str(order.get("id"))))
-        return self._reports([order for order in listed if (order.get("timestamp") or since_ms) >= since_ms], symbol)
+        unified = str((await self._access.market(symbol))["symbol"])
+        return self._reports(await orders_since(self._access, unified, since_ms), symbol)
 
     async def positions(self) -> Sequence[VenuePosition]:
         """Return what the account holds: of a spot account each currency but the one that it pays with."""
-        await self._ready()
-        if self._has("fetchPositions") and not self._is_spot():
-            return [one for row in await self._asked(self.client.fetch_positions) if (one := self._position(row))]
+        await self._access.ready()
+        if self._access.has("fetchPositions") and not is_spot(self.client):
+            rows = await self._access.asked(self.client.fetch_positions)
+            return [one for row in rows if (one := self._position(row))]
         totals = await self._balance("total")
         held = {name: float(total) for name, total in totals.items() if name != self._quote and total}
         return [
-            VenuePosition(symbol=self._markets.spelt(f"{name}/{self._quote}", name), side="long", quantity=total)
+            VenuePosition(symbol=self._access.markets.spelt(f"{name}/{self._quote}", name), side="long", quantity=total)
             for name, total in sorted(held.items())
             if total > 0
         ]
 
     async def holding(self, symbol: str) -> Sequence[VenuePosition] | None:
         """Return what the account holds of one market, whichever kind it is of; as :class:`~.broker.Holds`."""
-        market = await self._market(symbol)
+        market = await self._access.market(symbol)
         self._require_reducible(market)
         if market.get("contract"):
-            if not self._has("fetchPositions"):
+            if not self._access.has("fetchPositions"):
                 return None
             unified = market["symbol"]
-            rows = await self._asked(self.client.fetch_positions, [unified])
+            rows = await self._access.asked(self.client.fetch_positions, [unified])
             found = [self._position(row, symbol) for row in rows if row.get("symbol") == unified]
             return [one for one in found if one is not None]
         total = float((await self._balance("total")).get(market["base"]) or 0)
@@ -303,7 +262,7 @@ class CcxtBroker:
         try:
             await self.client.close()
         except Exception as error:
-            raise self._raised(error, changing=False) from None
+            raise self._access.raised(error, changing=False) from None
 
     async def _sellable(self, request: OrderRequest, market: Mapping[str, Any]) -> float:
         """Return how much of an order is sent: of a spot account's exit no more than it holds.
@@ -322,8 +281,8 @@ class CcxtBroker:
 
     async def _balance(self, which: str) -> Mapping[str, Any]:
         """Return the spot account's balances, also where the client is set to another account."""
-        arguments = () if self._is_spot() else ({"type": "spot"},)
-        return (await self._asked(self.client.fetch_balance, *arguments)).get(which) or {}
+        arguments = () if is_spot(self.client) else ({"type": "spot"},)
+        return (await self._access.asked(self.client.fetch_balance, *arguments)).get(which) or {}
 
     def _parameters(self, request: OrderRequest, now_ms: int, left_ms: int, is_contract: bool) -> dict[str, Any]:
         """Return ccxt's extra parameters of an order."""
@@ -352,20 +311,20 @@ class CcxtBroker:
     def _answer_to(self, request: OrderRequest, error: Exception) -> OrderReport:
         """Return the report of an order that the venue refused; raise where that is not certain."""
         meaning = meaning_of(error)
-        if meaning == "late" and self._now() * 1000 >= request.expires_at_ms:
-            return self._refused(request, "expired", what_was_said(error, self._secrets))
+        if meaning == "late" and self._access.now() * 1000 >= request.expires_at_ms:
+            return self._refused(request, "expired", self._access.said(error))
         if meaning in ("rejected", "missing", "repeated"):
-            said = what_was_said(error, self._secrets)
+            said = self._access.said(error)
             return self._refused(request, "rejected", said, repeated=meaning == "repeated")
-        raise self._raised(error, changing=True) from None
+        raise self._access.raised(error, changing=True) from None
 
     async def _is_cheap(self, market: Mapping[str, Any], request: OrderRequest) -> bool:
         """Whether a refused exit is worth less than the venue trades, at the price of now."""
         least = ((market.get("limits") or {}).get("cost") or {}).get("min")
-        if not least or not self._has("fetchTicker"):
+        if not least or not self._access.has("fetchTicker"):
             return False
         try:
-            price = (await self._asked(self.client.fetch_ticker, market["symbol"])).get("last")
+            price = (await self._access.asked(self.client.fetch_ticker, market["symbol"])).get("last")
         except HoldfastError:
             return False
         return bool(price) and request.quantity * float(price) < float(least) * _ABOUT
@@ -379,111 +338,30 @@ class CcxtBroker:
             too_small=too_small,
         )  # fmt: skip
 
-    def _raised(self, error: Exception, *, changing: bool) -> HoldfastError:
-        # Raised from None by whoever calls this: the driver's own text may hold the signed request.
-        self._pause.note(error)
-        if meaning_of(error) in ("late", "unsent"):
-            self._clock_until_s = 0.0  # the clocks may have drifted apart
-        return error if isinstance(error, HoldfastError) else as_ours(error, changing=changing, secrets=self._secrets)
-
-    async def _asked(self, function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
-        """Call the client for something that changes nothing."""
-        self._pause.require_over()
-        try:
-            with no_stray_cancellation:
-                return await function(*arguments)
-        except Exception as error:
-            raise self._raised(error, changing=False) from None
-
-    async def _pages(
-        self, ask: Callable[..., Awaitable[Any]], unified: str, since_ms: int
-    ) -> AsyncIterator[Mapping[str, Any]]:
-        """Yield the orders of all pages from ``since_ms`` to now; some come twice."""
-        now_ms = int(self._now() * 1000) + 1
-        while since_ms <= now_ms:
-            until_ms = now_ms if self._venue.history_ms is None else since_ms + self._venue.history_ms
-            parameters = {} if self._venue.history_ms is None else {"until": until_ms}
-            seen: set[str] = set()
-            from_ms = since_ms
-            for _ in range(_MAX_PAGES):
-                page = await self._asked(ask, unified, from_ms, _PAGE, parameters)
-                fresh = [order for order in page if str(order.get("id")) not in seen]
-                for order in fresh:
-                    yield order
-                seen.update(str(order.get("id")) for order in fresh)
-                newest_ms = max((int(order.get("timestamp") or 0) for order in fresh), default=0)
-                if not fresh or (len(page) < _PAGE and self._venue.history_ms is not None):
-                    break
-                from_ms = max(from_ms, newest_ms)  # not past it: others may have the same time stamp
-            else:
-                raise UnavailableError(f"the history of {unified} does not end: ask from a later time on")
-            since_ms = until_ms + 1
-
     def _reports(self, orders: Sequence[Mapping[str, Any]], symbol: str | None) -> list[OrderReport]:
         """Turn ccxt's orders into reports, of the symbol that was asked for or of whichever."""
-        markets = self._markets
+        markets = self._access.markets
         try:
             named = [(order, str(order.get("symbol"))) for order in orders]
             return [report_of(one, symbol or markets.spelt(name), unit=markets.unit(name)) for one, name in named]
         except (TypeError, ValueError, AttributeError) as error:
-            raise self._raised(error, changing=False) from None
+            raise self._access.raised(error, changing=False) from None
 
     def _position(self, row: Mapping[str, Any], symbol: str | None = None) -> VenuePosition | None:
         unified = str(row.get("symbol"))
         size = row.get("contractSize")
         contracts = float(row.get("contracts") or 0)
-        quantity = quantity_in(contracts, Decimal(repr(float(size))) if size else self._markets.unit(unified))
+        quantity = quantity_in(contracts, Decimal(repr(float(size))) if size else self._access.markets.unit(unified))
         if not quantity:
             return None
         entry = row.get("entryPrice")
         return VenuePosition(
-            symbol=symbol or self._markets.spelt(unified), quantity=abs(quantity),
+            symbol=symbol or self._access.markets.spelt(unified), quantity=abs(quantity),
             side="short" if row.get("side") == "short" or quantity < 0 else "long",
             entry_price=float(entry) if entry else None,
         )  # fmt: skip
-
-    async def _market(self, symbol: str) -> Mapping[str, Any]:
-        """Return ccxt's market of a symbol."""
-        await self._ready()
-        return self._markets.named(symbol)
-
-    async def _ready(self) -> None:
-        """Load the markets once, and the difference of the clocks each hour and after a doubt."""
-        self._pause.require_over()
-        if self._loading is None:
-            self._loading = asyncio.Lock()
-        async with self._loading:
-            now_s = self._now()
-            if not now_s < self._clock_until_s <= now_s + _CLOCK_SECONDS and self._venue.window_ms is not None:
-                await self._asked(self.client.load_time_difference)
-                self._clock_until_s = now_s + _CLOCK_SECONDS
-            if not self._loaded:
-                await self._asked(self.client.load_markets)
-                self._markets.loaded()
-                self._loaded = True
-
-    def _has(self, ability: str) -> bool:
-        return bool(self.client.has.get(ability))
-
-    def _is_spot(self) -> bool:
-        return self.client.options.get("defaultType", "spot") in ("spot", "margin")
 
 
 def closes(request: OrderRequest) -> bool:
     """Whether an order may only close what is open."""
     return request.closes or request.reduce_only
-
-
-_SECRETS = ("apiKey", "secret", "password", "token", "privateKey")
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(part.title() for part in rest)
-
-
-def _venue_of(client: Any) -> Venue:
-    exchange = str(getattr(client, "id", ""))
-    if exchange == "binance" and client.options.get("defaultType") in _FUTURES:
-        exchange = "binanceusdm"
-    return VENUES.get(exchange, UNKNOWN_VENUE)
