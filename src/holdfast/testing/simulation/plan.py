@@ -235,7 +235,9 @@ def _stepped(fault: Fault, chance: Random) -> Fault:
 
 
 def _venue_fault(chance: Random, plan: Plan) -> Fault:
-    seconds = chance.choice((0.5, 5.0, 40.0, 90.0, 200.0, 400.0))
+    # Soon after the sender has ceased to wait, so that what comes late meets what is asked or sent then.
+    soon = round(1 + chance.random(), 3)
+    seconds = chance.choice((0.5, soon, soon, 5.0, 40.0, 90.0, 200.0, 400.0))
     call: Call = chance.choice(("submit", "submit", "submit", "cancel"))
     at = chance.randint(1, 6)
     drawn = chance.random()
