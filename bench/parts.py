@@ -15,15 +15,15 @@ def make_key(number: int) -> Key:
     return Key("signal", f"SYM{number:05d}_trend_binance", f"SYM{number:05d}")
 
 
-def make_signal(number: int) -> Signal:
-    """Return an open signal as a strategy makes one, of 600 bytes when stored."""
+def make_signal(number: int, note: str = "breakout " * 22) -> Signal:
+    """Return an open signal as a strategy makes one, of 600 bytes when stored if its note is this long."""
     return Signal(
         id=f"binance:BTCUSDT:trend:{number}",
         symbol="BTCUSDT",
         exchange_name="binance",
         strategy_name="trend",
         position="long",
-        note="breakout " * 22,
+        note=note,
         price_open=43_000.25 + number,
         price_take_profit=43_900.5 + number,
         price_stop_loss=42_500.125 + number,

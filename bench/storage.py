@@ -29,7 +29,7 @@ from holdfast.rows import Signal
 from holdfast.store import Store
 from holdfast.writer import Writer
 
-from .parts import line, make_key, timed
+from .parts import line, make_key, make_signal, timed
 
 BUILD = Path(__file__).resolve().parent.parent / "build"
 SEQUENTIAL_ROUNDS, SEQUENTIAL_COMMITS = 80, 15
@@ -88,22 +88,9 @@ def _settle(futures: list[asyncio.Future[None]]) -> None:
         future.set_result(None)
 
 
-def make_signal(number: int) -> Signal:
-    """Return an open signal as a strategy makes one."""
-    return Signal(
-        id=f"binance:BTCUSDT:trend:{number}",
-        symbol="BTCUSDT",
-        exchange_name="binance",
-        strategy_name="trend",
-        position="long",
-        note="breakout",
-        price_open=43_000.25 + number,
-        price_take_profit=43_900.5 + number,
-        price_stop_loss=42_500.125 + number,
-        minute_estimated_time=240,
-        scheduled_at=1_700_000_000_000 + number,
-        pending_at=1_700_000_000_000 + number,
-    )
+def small_signal(number: int) -> Signal:
+    """Return an open signal with a short note."""
+    return make_signal(number, note="breakout")
 
 
 async def measure_sequence(place: Path) -> dict[str, float]:
@@ -113,11 +100,11 @@ async def measure_sequence(place: Path) -> dict[str, float]:
     backend = FileBackend(place / "backend")
     await backend.open()
     bare = BareLog(place / "bare.log")
-    lane, key, signal = store.writer("bench"), make_key(0), make_signal(0)
+    lane, key, signal = store.writer("bench"), make_key(0), small_signal(0)
     payload, versions, ops = encode(key, signal), {"store": 0, "backend": 0}, iter(range(1, 1 << 30))
 
     async def by_store(at: int) -> None:
-        versions["store"] = await lane.commit({key: make_signal(at)}, {key: versions["store"]})
+        versions["store"] = await lane.commit({key: small_signal(at)}, {key: versions["store"]})
 
     async def by_backend(_: int) -> None:
         op = Op("bench", next(ops))
@@ -146,7 +133,7 @@ async def measure_group(place: Path) -> dict[str, float]:
     bare, lean = BareLog(place / "bare.log"), BareLog(place / "lean.log", at_once=True)
     plain = msgspec.json.Encoder().encode
     lanes = [store.writer(f"lane {number}") for number in range(COMMITTERS)]
-    signals = [make_signal(number) for number in range(COMMITTERS)]
+    signals = [small_signal(number) for number in range(COMMITTERS)]
     versions = [0] * COMMITTERS
 
     async def by_store(number: int) -> None:
@@ -184,7 +171,7 @@ async def measure_group(place: Path) -> dict[str, float]:
 
 
 async def _fill(lane: Writer) -> dict[Key, Signal]:
-    rows = {make_key(number): make_signal(number) for number in range(ROWS)}
+    rows = {make_key(number): small_signal(number) for number in range(ROWS)}
     keys = list(rows)
     for at in range(0, ROWS, ROWS_PER_COMMIT):
         await lane.commit({key: rows[key] for key in keys[at : at + ROWS_PER_COMMIT]})

@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from fakes import Bot, FakeMarket, candle, flat, memory_store, minute_ms, proposal, session_of
+from fakes import Bot, FakeMarket, candle, flat, memory_store, minute_ms, proposal, session_of, sound, stepped
+from order_kit import Desk, orders_in
 
 from holdfast.contract import Backend, Guarantees, Key, KeyPrefix, Op, Record
-from holdfast.domains import context_key
+from holdfast.domains import context_key, ledger_key
 from holdfast.engine.blocks import FileSpace, Space
+from holdfast.engine.broker import OrderRequest
 from holdfast.engine.emergency import Emergency
 from holdfast.engine.health import Health
 from holdfast.engine.listeners import ModeChange, Trouble
+from holdfast.engine.live import LiveRun
 from holdfast.engine.modes import TroublePolicy
 from holdfast.engine.session import Session
-from holdfast.errors import UnavailableError, UnknownOutcomeError
+from holdfast.errors import FailedError, UnavailableError, UnknownOutcomeError
 from holdfast.names import Context
 from holdfast.rows import Event, Outage, Row
 from holdfast.store import Store
@@ -218,6 +221,11 @@ class Process:
         self.session = await session_of(self.bot, self.store, health=self.health)
         return self.session
 
+    def by_hand(self) -> None:
+        """Let nothing happen in the background: each step is taken by the test."""
+        self.session.writer.background.soon = lambda: None  # type: ignore[method-assign]
+        self.session.writer.background.cancel()
+
     def die(self) -> None:
         """End without a word: nothing is flushed, and the lock goes with the process."""
         if self.session.writer.background.task is not None:
@@ -251,3 +259,178 @@ async def forbidden(store: Store) -> list[tuple[int, int]]:
 
 TARGET = candle(1, 43000, high=44000)
 """The candle that closes what the default bot opens at minute 0."""
+
+
+async def opened(place: Place, *, flushed: bool = True, **bot: Any) -> Process:
+    """Let a process open a position.
+
+    Args:
+        flushed: The store also knows that the event was told.
+    """
+    process = await place.process(**bot)
+    session = await process.start()
+    await stepped(session, candle(0, 43000))
+    if flushed:
+        await session.flush()
+    return process
+
+
+async def kept_exit(place: Place, how: How = "gone", *, flushed: bool = True) -> tuple[Process, Event]:
+    """Let a process open a position, lose its store, and close from the journal; it lives, and keeps the exit."""
+    process = await opened(place, flushed=flushed)
+    process.backend.go(how)
+    (closed,) = await stepped(process.session, TARGET)
+    assert process.session.unsaved == 1
+    return process, closed
+
+
+async def settled(process: Process) -> None:
+    """Merge what is kept, as the background does within a second."""
+    process.be_patient()
+    await process.session.flush()
+    while process.session.outbox.has_early:
+        await process.session.flush()
+    await process.session.flush()
+
+
+async def untroubled(folder: Path, *candles: Any, **bot: Any) -> dict[str, Row]:
+    """Return what the store holds after a run that had no trouble."""
+    place = Place(folder)
+    process = await place.process(**bot)
+    session = await process.start()
+    await stepped(session, *candles)
+    await session.close()
+    return await stored(process.store)
+
+
+# ---------------------------------------------------------------------- killed
+
+
+async def closed_by_hand(process: Process, how: How, step: int, dies_after: int) -> bool:
+    """Let a process close while its store is away, find it again and merge.
+
+    Args:
+        step: Of the journal, at which it is killed; -1: at none.
+        dies_after: The commit at whose end it is killed; 0: of none.
+
+    Returns:
+        Whether it lived; it has ended in any case.
+    """
+    process.steps.left, process.steps.done = step, 0
+    try:
+        process.backend.go(how)
+        await stepped(process.session, TARGET)
+        process.be_patient()
+        process.backend.go("")
+        process.backend.commits, process.backend.dies_after = 0, dies_after
+        await settled(process)
+    except (Killed, FailedError, asyncio.CancelledError) as error:
+        if not isinstance(error, Killed) and not isinstance(error.__cause__, Killed):
+            raise
+        process.die()
+        return False
+    await process.session.close()
+    return True
+
+
+async def kills(
+    folder: Path, run: Callable[[Place, int, int], Awaitable[bool]], **policy: Any
+) -> AsyncIterator[tuple[Place, str]]:
+    """Yield the place of each run that was killed: at every step of its journal, then after every commit.
+
+    Args:
+        run: Gets a new place and the last two arguments of :func:`closed_by_hand`, and returns what that does.
+    """
+    for kind in ("journal", "store"):
+        for step in range(1, 50):
+            where = folder / f"{kind}{step}"
+            where.mkdir()
+            place = Place(where, **policy)
+            if await run(place, step if kind == "journal" else -1, step if kind == "store" else 0):
+                assert step > 2, "the run had fewer steps than it must have"
+                break
+            yield place, f"{kind} {step}"
+        else:
+            raise AssertionError("the run has more steps than were tried")
+
+
+async def ends_as_if_nothing_had_happened(place: Place, expected: Mapping[str, Row], what: str) -> None:
+    """Recover twice, and go on; fail unless that leaves what a run without trouble leaves, and the same was told."""
+    before = list(place.told)
+    for _ in range(2):  # recovering twice is recovering once
+        process = await place.process()
+        session = await process.start()
+        await session.deliver()
+        await stepped(session, TARGET, entries=False)
+        await stepped(session, candle(2, 43000), entries=False)
+        await session.close()
+    await sound(process.store)
+    assert await stored(process.store) == expected, what
+    ids = [event.id for event in place.told]
+    assert sorted(set(ids)) == [f"{CONTEXT}#1", f"{CONTEXT}#2"], "every event was told"
+    assert {event.id: event for event in before}.items() <= {event.id: event for event in place.told}.items()
+    assert len({(event.id, event.reason, event.price_close) for event in place.told}) == 2, "and is the same"
+
+
+# ---------------------------------------------------------------------- with a venue
+
+
+class Watched:
+    """A desk whose position is held open, and all that is heard of it.
+
+    Args:
+        desk: Another process's view of one that was there before; None: a new one.
+    """
+
+    def __init__(self, desk: Desk | None = None) -> None:
+        self.desk = desk or Desk(candles=flat(43000, -10, 3), hold=True)
+        self.told: list[Event] = []
+        self.modes: list[ModeChange] = []
+        self.trouble: list[Trouble] = []
+        self.desk.bot.listeners.listen("mode", self.modes.append)
+        self.desk.bot.listeners.listen("trouble", self.trouble.append)
+
+    def start(self, run: LiveRun) -> asyncio.Task[None]:
+        """Begin a run of the desk, and go on hearing."""
+        return asyncio.create_task(drain(run, self.told))
+
+    async def holds(self) -> None:
+        """Wait until the position is open and the market has no more candles."""
+        await reached(lambda: self.desk.market.waiting.is_set() and self.desk.broker.held_quantity == 2)
+
+    async def has_sold(self) -> OrderRequest:
+        """Wait until the position is closed at the venue, and return the order that did it."""
+        await reached(lambda: self.desk.broker.held_quantity == 0)
+        closing = self.desk.broker.sent[-1]
+        assert (closing.reduce_only, closing.quantity, closing.side) == (True, 2, "sell")
+        return closing
+
+    async def is_sound(self, store: Store) -> None:
+        """Fail unless the store knows of one entry and one exit, and nothing was sent or told twice."""
+        assert len(self.desk.broker.sent) == 2, "the entry and its exit, each once"
+        assert [event.number for event in self.told] == [1, 2]
+        orders = (await orders_in(store)).orders.values()
+        assert [(order.action, order.state) for order in orders] == [("open", "filled"), ("close", "filled")]
+        assert self.desk.broker.sent[-1].client_order_id in {order.client_order_id for order in orders}
+        await sound(store)
+        assert await store.get(ledger_key(CONTEXT, self.told[0].signal.id)) is not None
+
+
+async def drain(run: LiveRun, told: list[Event]) -> None:
+    """Add what a run tells to a list."""
+    async for event in run:
+        told.append(event)  # noqa: PERF401 -- others look at the list meanwhile
+
+
+async def reached(condition: Callable[[], bool]) -> None:
+    """Wait, not for ever, until something is so, however busy the machine is."""
+    async with asyncio.timeout(120):
+        while not condition():  # noqa: ASYNC110 -- what is waited for happens in a process, a thread or at a server
+            await asyncio.sleep(0.005)
+
+
+def session_in(run: LiveRun) -> Session:
+    """Return the session of a run's only context."""
+    session = run._entry.driver.session
+    assert session is not None
+    return session

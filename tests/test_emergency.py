@@ -8,7 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emergency_kit import CONTEXT, TARGET, How, Killed, Place, Process, Steps, forbidden, policy_of, stored
+from emergency_kit import (
+    CONTEXT,
+    TARGET,
+    How,
+    Place,
+    closed_by_hand,
+    ends_as_if_nothing_had_happened,
+    forbidden,
+    kept_exit,
+    kills,
+    opened,
+    policy_of,
+    settled,
+    stored,
+    untroubled,
+)
 from fakes import candle, memory_store, minute_ms, session_of, sound, stepped
 
 from holdfast.contract import Key
@@ -24,34 +39,14 @@ AWAY: list[How] = ["refuses", "full", "gone", "silent", "answer lost", "request 
 FREE = [lambda payload: None]
 
 
-async def untroubled(tmp_path: Path, *candles: Any, **bot: Any) -> dict[str, Any]:
-    """Return what the store holds after a run that had no trouble."""
-    place = Place(tmp_path)
-    process = await place.process(**bot)
-    session = await process.start()
-    await stepped(session, *candles)
-    await session.close()
-    return await stored(process.store)
-
-
-async def settled(process: Process) -> None:
-    """Merge what is kept, as the background does within a second."""
-    process.be_patient()
-    await process.session.flush()
-    while process.session.outbox.has_early:
-        await process.session.flush()
-    await process.session.flush()
-
-
 @pytest.mark.parametrize("how", AWAY)
 @pytest.mark.parametrize("risk", [None, FREE], ids=["no profile", "profile"])
 async def test_a_position_is_closed_while_the_store_is_away_and_stored_once_when_it_is_back(
     tmp_path: Path, how: How, risk: Any
 ) -> None:
     place = Place(tmp_path, patience_seconds=0.2 if how in ("silent", "answer lost", "request lost") else 5.0)
-    process = await place.process(risk=risk)
-    session = await process.start()
-    await stepped(session, candle(0, 43000))
+    process = await opened(place, flushed=False, risk=risk)
+    session = process.session
     process.backend.go(how)
     async with asyncio.timeout(30):
         told = await stepped(session, TARGET)
@@ -90,10 +85,8 @@ async def test_levels_on_the_way_to_an_exit_are_kept_in_their_order(tmp_path: Pa
 
 async def test_a_store_that_is_slow_at_every_commit_gets_what_was_kept_all_the_same(tmp_path: Path) -> None:
     place = Place(tmp_path, patience_seconds=0.05)
-    process = await place.process()
-    session = await process.start()
-    await stepped(session, candle(0, 43000))
-    await session.flush()
+    process = await opened(place)
+    session = process.session
     process.backend.delay_seconds = 0.2  # four times as long as an exit waits for it
     (closed,) = await stepped(session, TARGET)
     assert session.unsaved == 1
@@ -161,9 +154,8 @@ async def test_a_store_that_counts_as_lost_is_not_waited_for_and_nothing_begins_
 async def test_without_a_journal_or_without_room_nothing_is_sent_and_the_exit_waits(tmp_path: Path) -> None:
     for values in ({"emergency": None}, {"emergency_bytes": 64 * 1024}):
         place = Place(tmp_path, **values)
-        process = await place.process()
-        session = await process.start()
-        await stepped(session, candle(0, 43000))
+        process = await opened(place, flushed=False)
+        session = process.session
         if place.policy.emergency is not None:
             emergency = process.health.emergency
             assert emergency._blocks is not None
@@ -182,82 +174,33 @@ async def test_without_a_journal_or_without_room_nothing_is_sent_and_the_exit_wa
 # ---------------------------------------------------------------------- killed
 
 
-async def closing(place: Place, steps: Steps, dies_after: int, how: How) -> tuple[Process, str]:
-    """Run a process that opens, loses its store, closes, finds it again and merges; it may be killed on the way."""
-    process = await place.process()
-    process.steps = steps
-    left, steps.left = steps.left, -1
-    session = await process.start()
-    session.writer.background.soon = lambda: None  # type: ignore[method-assign]  # each step is taken by the test
-    await stepped(session, candle(0, 43000))
-    steps.left, steps.done = left, 0
-    end = "lived"
-    try:
-        process.backend.go(how)
-        await stepped(session, TARGET)
-        process.be_patient()
-        process.backend.go("")
-        process.backend.commits, process.backend.dies_after = 0, dies_after
-        await settled(process)
-    except (Killed, FailedError, asyncio.CancelledError) as error:
-        if not isinstance(error, Killed) and not isinstance(error.__cause__, Killed):
-            raise
-        end = "killed"
-    if end == "killed":
-        process.die()
-    else:
-        await session.close()
-    return process, end
-
-
 @pytest.mark.parametrize("how", ["gone", "answer lost"])
 async def test_killed_at_any_step_of_keeping_and_merging_the_next_start_ends_as_if_nothing_had_happened(
     tmp_path: Path, how: How, record_property: Any
 ) -> None:
     expected = await untroubled(tmp_path, candle(0, 43000), TARGET)
-    kills = 0
-    for kind in ("journal", "store"):
-        for step in range(1, 50):
-            folder = tmp_path / f"{kind}{step}"
-            folder.mkdir()
-            place = Place(folder, patience_seconds=0.2 if how == "answer lost" else 5.0)
-            steps = Steps(step if kind == "journal" else -1)
-            _, end = await closing(place, steps, step if kind == "store" else 0, how)
-            if end == "lived":
-                assert step > 2, "the run had fewer steps than it must have"
-                break
-            kills += 1
-            place.policy = policy_of(place.path)
-            before = list(place.told)
-            for _ in range(2):  # recovering twice is recovering once
-                process = await place.process()
-                session = await process.start()
-                await session.deliver()
-                await stepped(session, TARGET, entries=False)
-                await stepped(session, candle(2, 43000), entries=False)
-                await session.close()
-            await sound(process.store)
-            assert await stored(process.store) == expected, (kind, step)
-            ids = [event.id for event in place.told]
-            assert sorted(set(ids)) == [f"{CONTEXT}#1", f"{CONTEXT}#2"], "every event was told"
-            assert {event.id: event for event in before}.items() <= {e.id: e for e in place.told}.items()
-            assert len({(event.id, event.reason, event.price_close) for event in place.told}) == 2, "and is the same"
-        else:
-            raise AssertionError("the run has more steps than were tried")
-    record_property("proof:emergency", {"kills while keeping and merging": kills})
-    assert kills > 5
+
+    async def run(place: Place, step: int, dies_after: int) -> bool:
+        process = await place.process()
+        await process.start()
+        process.by_hand()
+        await stepped(process.session, candle(0, 43000))
+        return await closed_by_hand(process, how, step, dies_after)
+
+    count = 0
+    async for place, what in kills(tmp_path, run, patience_seconds=0.2 if how == "answer lost" else 5.0):
+        count += 1
+        place.policy = policy_of(place.path)
+        await ends_as_if_nothing_had_happened(place, expected, what)
+    record_property("proof:emergency", {"kills while keeping and merging": count})
+    assert count > 5
 
 
 async def test_an_exit_that_was_kept_outlives_the_process_though_the_candle_that_caused_it_never_comes_again(
     tmp_path: Path,
 ) -> None:
     place = Place(tmp_path)
-    first = await place.process()
-    session = await first.start()
-    await stepped(session, candle(0, 43000))
-    await session.flush()
-    first.backend.go("gone")
-    await stepped(session, TARGET)
+    first, _ = await kept_exit(place)
     first.die()
     second = await place.process()
     session = await second.start()
@@ -273,12 +216,7 @@ async def test_an_exit_that_was_kept_outlives_the_process_though_the_candle_that
 
 async def test_what_another_owner_has_gone_on_from_is_left_out(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    first = await place.process()
-    session = await first.start()
-    await stepped(session, candle(0, 43000))
-    await session.flush()
-    first.backend.go("gone")
-    await stepped(session, TARGET)
+    first, _ = await kept_exit(place)
     first.die()
     # Meanwhile another machine, which cannot see the journal, saw other candles: it closed a minute later.
     other = await session_of(first.bot, await memory_store(place.memory), holder="other")
@@ -315,14 +253,9 @@ async def test_an_order_with_which_another_owner_went_on_does_not_fall_back_to_w
 ) -> None:
     """Two that make the same exit write the same session row: what follows it is still to be told apart."""
     place = Place(tmp_path)
-    first = await place.process()
-    session = await first.start()
-    await stepped(session, candle(0, 43000))
-    await session.flush()
-    first.backend.go("gone")
-    await stepped(session, TARGET)
+    first, _ = await kept_exit(place)
     key, mine = order_key(CONTEXT, "hx"), _order(*kept)
-    await first.health.emergency.keep(CONTEXT, session.writer.lifeline.kept[-1].after, {key: mine}, epoch=1)
+    await first.health.emergency.keep(CONTEXT, first.session.writer.lifeline.kept[-1].after, {key: mine}, epoch=1)
     first.die()
     other = await session_of(first.bot, await memory_store(place.memory), holder="other")
     await stepped(other, TARGET)
@@ -348,11 +281,7 @@ def _order(state: Any, epoch: int, filled: float) -> Order:
 
 async def test_what_is_kept_of_another_store_stays_where_it_is(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    first = await place.process()
-    session = await first.start()
-    await stepped(session, candle(0, 43000))
-    first.backend.go("gone")
-    await stepped(session, TARGET)
+    first, _ = await kept_exit(place, flushed=False)
     first.die()
 
     store = await memory_store()
@@ -554,12 +483,7 @@ async def test_a_record_of_another_version_is_refused_and_left_alone(tmp_path: P
 async def test_a_journal_copied_from_another_bot_changes_nothing_here(tmp_path: Path) -> None:
     theirs, ours = Place(tmp_path), Place(tmp_path)
     ours.path, ours.policy = tmp_path / "copy", policy_of(tmp_path / "copy")
-    first = await theirs.process()
-    session = await first.start()
-    await stepped(session, candle(0, 43000))
-    await session.flush()
-    first.backend.go("gone")
-    await stepped(session, TARGET)
+    first, _ = await kept_exit(theirs)
     first.die()
     mine = await ours.process(signals={3: _PROPOSAL})
     session = await mine.start()
@@ -636,11 +560,9 @@ def test_a_journal_that_cannot_be_written_takes_nothing_more(tmp_path: Path) -> 
 
 async def test_guard_rows_are_rewritten_at_the_merge_from_what_they_are_then(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    process = await place.process(risk=FREE)
-    session = await process.start()
-    await stepped(session, candle(0, 43000))
+    process = await opened(place, flushed=False, risk=FREE)
     process.backend.go("gone")
-    await stepped(session, TARGET)
+    await stepped(process.session, TARGET)
     process.backend.go("")
     guard = Key("guard", "limit", "guard")
     await process.store.writer("another process").commit({guard: Guard(changes=41)})
@@ -648,7 +570,7 @@ async def test_guard_rows_are_rewritten_at_the_merge_from_what_they_are_then(tmp
     loaded = await process.store.get(guard)
     assert loaded is not None
     assert loaded.row == Guard(changes=42)
-    await session.close()
+    await process.session.close()
     await sound(process.store)
 
 
@@ -656,11 +578,7 @@ async def test_an_exit_that_was_kept_and_told_stands_though_the_profiles_were_ch
     tmp_path: Path,
 ) -> None:
     place = Place(tmp_path)
-    first = await place.process()
-    session = await first.start()
-    await stepped(session, candle(0, 43000))
-    first.backend.go("gone")
-    (closed,) = await stepped(session, TARGET)
+    first, closed = await kept_exit(place, flushed=False)
     first.die()
 
     second = await place.process(signals={}, risk=[])

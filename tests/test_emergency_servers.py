@@ -7,24 +7,18 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from emergency_kit import CONTEXT, policy_of
+from emergency_kit import Watched, policy_of, reached, session_in
 from fakes import candle, flat, sound
 from order_kit import Desk, orders_in
-from test_emergency_stores import drain
 from troubled_stores import HOLES, TROUBLES
 
 from holdfast.brokers.paper_venue import VenueProcess
 from holdfast.contract import Survives
-from holdfast.domains import ledger_key
-from holdfast.engine.listeners import ModeChange, Trouble
 from holdfast.engine.live import Live, LiveRun
-from holdfast.engine.session import Session
-from holdfast.rows import Event
 from holdfast.store import Store
 from holdfast.urls import open_backend
 
@@ -36,47 +30,29 @@ async def test_a_position_is_closed_whatever_befalls_the_store_and_nothing_is_lo
     async with TROUBLES[kind](tmp_path) as trouble:
         store = Store(open_backend(trouble.url), require=Survives.NOTHING)
         await store.open()
-        desk = Desk(candles=flat(43000, -10, 3), hold=True)
-        modes: list[ModeChange] = []
-        troubles: list[Trouble] = []
-        desk.bot.listeners.listen("mode", modes.append)
-        desk.bot.listeners.listen("trouble", troubles.append)
-        told: list[Event] = []
+        watched = Watched()
+        desk = watched.desk
         run = _run(desk, store, (trouble.journal or tmp_path) / "emergency")
-        running = asyncio.create_task(drain(run, told))
-        await reached(lambda: desk.market.waiting.is_set() and desk.broker.held_quantity == 2)
+        running = watched.start(run)
+        await watched.holds()
         await reached(lambda: _settled(run))
         await trouble.begin()
         desk.market.go_on([candle(4, 43000, high=44100)])
-        await reached(lambda: desk.broker.held_quantity == 0)
-        closing = desk.broker.sent[-1]
-        assert (closing.reduce_only, closing.quantity, closing.side) == (True, 2, "sell")
+        await watched.has_sold()
         if trouble.refuses_exits:
-            await reached(lambda: [event.kind for event in told] == ["opened", "closed"])
-            assert [one.kind for one in troubles] == ["emergency"]
-            assert _session(run).unsaved > 0
+            await reached(lambda: [event.kind for event in watched.told] == ["opened", "closed"])
+            assert [one.kind for one in watched.trouble] == ["emergency"]
+            assert session_in(run).unsaved > 0
         if trouble.is_full:
-            await reached(lambda: ("CLOSE_ONLY", "the store is full") in [(one.after, one.why) for one in modes])
+            told = ("CLOSE_ONLY", "the store is full")
+            await reached(lambda: told in [(one.after, one.why) for one in watched.modes])
         await trouble.end()
         desk.market.go_on(flat(43000, 5, 9))
         await reached(lambda: desk.market.waiting.is_set() and _settled(run))
         desk.market.finish()
         await running
-        assert len(desk.broker.sent) == 2, "the entry and its exit, each once"
-        assert [event.number for event in told] == [1, 2]
-        orders = (await orders_in(store)).orders.values()
-        assert [(order.action, order.state) for order in orders] == [("open", "filled"), ("close", "filled")]
-        assert closing.client_order_id in {order.client_order_id for order in orders}
-        await sound(store)
-        assert await store.get(ledger_key(CONTEXT, told[0].signal.id)) is not None
+        await watched.is_sound(store)
         await store.close()
-
-
-async def reached(condition: Callable[[], bool]) -> None:
-    """Wait until something is so, however busy the machine is."""
-    async with asyncio.timeout(90):
-        while not condition():  # noqa: ASYNC110 -- what is waited for happens in a process, a thread or at a server
-            await asyncio.sleep(0.01)
 
 
 class Child:
@@ -185,12 +161,7 @@ def _run(desk: Desk, store: Store, emergency: Path) -> LiveRun:
     )  # fmt: skip
 
 
-def _session(run: Any) -> Session:
-    session: Session = run._entry.driver.session
-    return session
-
-
 def _settled(run: Any) -> bool:
     """Whether the store has everything that was decided and told."""
-    session = _session(run)
+    session = session_in(run)
     return session.unsaved == 0 and len(session.outbox) == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emergency_kit import CONTEXT, TARGET, policy_of
+from emergency_kit import TARGET, Watched, drain, policy_of, reached, session_in
 from fakes import candle, flat, minute_ms, session_of, sound, stepped
 from order_kit import Desk, orders_in
 from servers import require
@@ -25,7 +25,6 @@ from holdfast.backends.file import FileBackend
 from holdfast.backends.redis import RedisBackend
 from holdfast.domains import ledger_key
 from holdfast.engine.health import Health
-from holdfast.engine.listeners import ModeChange, Trouble
 from holdfast.errors import FencedError, UnavailableError
 from holdfast.names import Context
 from holdfast.rows import Event, Trade
@@ -74,18 +73,6 @@ def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Full]:
     yield from request.param(tmp_path)
 
 
-async def drain(run: Any, told: list[Event]) -> None:
-    async for event in run:
-        told.append(event)  # noqa: PERF401 -- others look at the list meanwhile
-
-
-async def reached(condition: Callable[[], bool]) -> None:
-    """Wait, not for ever, until something is so."""
-    async with asyncio.timeout(120):
-        while not condition():  # noqa: ASYNC110 -- what is waited for happens in a thread or at a server
-            await asyncio.sleep(0.005)
-
-
 async def test_the_bot_closes_its_position_at_the_venue_with_the_disk_full_and_nothing_is_lost_or_repeated(
     full: Full, tmp_path: Path
 ) -> None:
@@ -93,37 +80,22 @@ async def test_the_bot_closes_its_position_at_the_venue_with_the_disk_full_and_n
     store = Store(FileBackend(where))
     await store.open()
     await store.writer("test").commit({ledger_key(Context("other", "OLD", "other"), "old"): _long_trade()})
-    desk = Desk(candles=flat(43000, -10, 3), hold=True)
-    modes: list[ModeChange] = []
-    trouble: list[Trouble] = []
-    desk.bot.listeners.listen("mode", modes.append)
-    desk.bot.listeners.listen("trouble", trouble.append)
-    told: list[Event] = []
-    run = desk.run(store, on_trouble=policy_of(tmp_path / "emergency"))
-    running = asyncio.create_task(drain(run, told))
-    await reached(desk.market.waiting.is_set)
-    await reached(lambda: desk.broker.held_quantity == 2)
+    watched = Watched()
+    desk = watched.desk
+    running = watched.start(desk.run(store, on_trouble=policy_of(tmp_path / "emergency")))
+    await watched.holds()
     fill()
     desk.market.go_on([candle(4, 43000, high=44100)])
-    await reached(lambda: desk.broker.held_quantity == 0)
-    await reached(lambda: [event.kind for event in told] == ["opened", "closed"])
-    assert [change.after for change in modes] == ["CLOSE_ONLY"]
-    assert modes[0].why == "the store is full"
-    closing = desk.broker.sent[-1]
-    assert (closing.reduce_only, closing.quantity, closing.side) == (True, 2, "sell")
+    await watched.has_sold()
+    await reached(lambda: [event.kind for event in watched.told] == ["opened", "closed"])
+    assert [(change.after, change.why) for change in watched.modes] == [("CLOSE_ONLY", "the store is full")]
     free()
     desk.market.go_on(flat(43000, 5, 9))
     await reached(desk.market.waiting.is_set)
     desk.market.finish()
     await running
-    assert len(desk.broker.sent) == 2, "the entry and its exit, each once"
-    assert [event.number for event in told] == [1, 2]
-    assert [one.kind for one in trouble] == ["emergency"]
-    orders = (await orders_in(store)).orders.values()
-    assert [(order.action, order.state) for order in orders] == [("open", "filled"), ("close", "filled")]
-    assert closing.client_order_id in {order.client_order_id for order in orders}
-    await sound(store)
-    assert await store.get(ledger_key(CONTEXT, told[0].signal.id)) is not None
+    assert [one.kind for one in watched.trouble] == ["emergency"]
+    await watched.is_sound(store)
     await store.close()
 
 
@@ -141,11 +113,10 @@ async def test_a_process_killed_with_its_disk_full_leaves_the_exit_that_it_made_
     emergency = where.parent.parent / "emergency" if where.parent.name == "small" else where.parent / "emergency"
     store = Store(FileBackend(where))
     await store.open()
-    desk = Desk(candles=flat(43000, -10, 3), hold=True)
     await store.writer("test").commit({ledger_key(Context("other", "OLD", "other"), "old"): _long_trade()})
-    told: list[Event] = []
-    running = asyncio.create_task(drain(desk.run(store, on_trouble=policy_of(emergency)), told))
-    await reached(lambda: desk.market.waiting.is_set() and desk.broker.held_quantity == 2)
+    before = Watched()
+    running = before.start(before.desk.run(store, on_trouble=policy_of(emergency)))
+    await before.holds()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     await store.close()
@@ -176,8 +147,8 @@ async def test_a_process_killed_with_its_disk_full_leaves_the_exit_that_it_made_
     store = Store(FileBackend(where))
     await store.open()
     last = Desk(candles=[*flat(43000, -10, 3), candle(4, 43000, high=44100), *flat(43000, 5, 9)])
-    last.broker.book.submit(desk.broker.sent[0])  # what the venue had before
-    told = []
+    last.broker.book.submit(before.desk.broker.sent[0])  # what the venue had before
+    told: list[Event] = []
     await drain(last.run(store, on_trouble=policy_of(emergency)), told)
     closed = [order for order in (await orders_in(store)).orders.values() if order.action == "close"]
     assert [order.client_order_id.encode() for order in closed] == [line.split()[1]], "the same order, by the same id"
@@ -241,39 +212,30 @@ async def test_a_position_is_closed_while_the_server_is_paused_or_dead_and_store
     try:
         store = Store(RedisBackend(f"{server.url}/?prefix=t&deadline_seconds=1"))
         await store.open()
-        desk = Desk(candles=flat(43000, -10, 3), hold=True)
-        told: list[Event] = []
+        watched = Watched()
+        desk = watched.desk
         run = desk.run(store, on_trouble=policy_of(tmp_path / "emergency", patience_seconds=0.3))
-        running = asyncio.create_task(drain(run, told))
-        await reached(lambda: desk.market.waiting.is_set() and desk.broker.held_quantity == 2)
+        running = watched.start(run)
+        await watched.holds()
         if trouble == "paused":
             server.process.signal(signal.SIGSTOP)
         else:
             server.process.kill()
         desk.market.go_on([candle(4, 43000, high=44100)])
-        await reached(lambda: desk.broker.held_quantity == 0)
-        await reached(lambda: [event.kind for event in told] == ["opened", "closed"])
+        await watched.has_sold()
+        await reached(lambda: [event.kind for event in watched.told] == ["opened", "closed"])
         if trouble == "paused":
             server.process.signal(signal.SIGCONT)
         else:
             server.process.start()
-        await reached(lambda: desk_session_saved(run))
+        await reached(lambda: session_in(run).unsaved == 0)
         desk.market.go_on(flat(43000, 5, 9))
         desk.market.finish()
         await running
-        assert len(desk.broker.sent) == 2
-        assert [event.number for event in told] == [1, 2]
-        await sound(store)
-        assert await store.get(ledger_key(CONTEXT, told[0].signal.id)) is not None
+        await watched.is_sound(store)
         await store.close()
     finally:
         server.stop()
-
-
-def desk_session_saved(run: Any) -> bool:
-    """Whether what a run keeps has been merged."""
-    session = run._entry.driver.session
-    return session is not None and session.unsaved == 0
 
 
 # ---------------------------------------------------------------------- shared

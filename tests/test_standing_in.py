@@ -8,20 +8,34 @@ from typing import Any
 
 import msgspec
 import pytest
-from emergency_kit import CONTEXT, TARGET, Killed, Place, Process, Steps, policy_of, stored
+from emergency_kit import (
+    CONTEXT,
+    TARGET,
+    Place,
+    Process,
+    Watched,
+    closed_by_hand,
+    ends_as_if_nothing_had_happened,
+    kept_exit,
+    kills,
+    opened,
+    policy_of,
+    reached,
+    session_in,
+    settled,
+    stored,
+    untroubled,
+)
 from fakes import candle, flat, minute_ms, sound, stepped
-from order_kit import Desk, orders_in
-from test_emergency import settled, untroubled
-from test_emergency_stores import drain, reached
+from order_kit import orders_in
 from troubled_stores import small_disk
 
 from holdfast.backends.file import FileBackend
 from holdfast.contract import Key, Survives
 from holdfast.domains import context_key
-from holdfast.engine.listeners import Trouble
 from holdfast.engine.modes import Mode
-from holdfast.errors import FailedError, FencedError, UnavailableError
-from holdfast.rows import Event, Guard, Owner
+from holdfast.errors import FencedError, UnavailableError
+from holdfast.rows import Guard, Owner
 from holdfast.store import Store
 
 FREE = [lambda payload: None]
@@ -29,18 +43,12 @@ FREE = [lambda payload: None]
 
 async def left_open(place: Place, **bot: Any) -> None:
     """Let a process open a position, and end without a word."""
-    first = await place.process(**bot)
-    session = await first.start()
-    await stepped(session, candle(0, 43000))
-    await session.flush()
-    first.die()
+    (await opened(place, **bot)).die()
 
 
-async def standing(place: Place, steps: Steps | None = None, **bot: Any) -> Process:
+async def standing(place: Place, **bot: Any) -> Process:
     """Start a process whose store has no room."""
     process = await place.process(**bot)
-    if steps is not None:
-        process.steps = steps
     process.backend.go("full")
     await process.start()
     return process
@@ -93,11 +101,7 @@ async def test_it_becomes_an_owner_like_any_other(tmp_path: Path) -> None:
 async def test_where_nothing_can_or_need_be_closed_the_start_waits_for_the_store(tmp_path: Path, why: str) -> None:
     place = Place(tmp_path, **({"emergency": None} if why == "no journal" else {}))
     if why == "closed already":
-        first = await place.process()
-        session = await first.start()
-        await stepped(session, candle(0, 43000))
-        first.backend.go("full")
-        await stepped(session, TARGET)
+        first, _ = await kept_exit(place, "full", flushed=False)
         first.die()
     elif why != "never ran":
         await left_open(place, signals={} if why == "nothing open" else {1: _proposal()})
@@ -133,72 +137,35 @@ async def test_it_stops_where_somebody_else_has_gone_on_after_all(tmp_path: Path
     await process.session.close()
 
 
-async def closing(place: Place, steps: Steps, dies_after: int) -> str:
-    """Stand in, close, find the store again, take over and merge; killed on the way or not."""
-    left, steps.left = steps.left, -1
-    process = await standing(place, steps)
-    session = process.session
-    session.writer.background.soon = lambda: None  # type: ignore[method-assign]  # each step is taken by the test
-    session.writer.background.cancel()
-    steps.left, steps.done = left, 0
-    try:
-        await stepped(session, TARGET)
-        process.backend.go("")
-        process.backend.commits, process.backend.dies_after = 0, dies_after
-        await settled(process)
-    except (Killed, FailedError, asyncio.CancelledError) as error:
-        if not isinstance(error, Killed) and not isinstance(error.__cause__, Killed):
-            raise
-        process.die()
-        return "killed"
-    await session.close()
-    return "lived"
-
-
 @pytest.mark.parametrize("then", ["room", "full again"])
 async def test_killed_at_any_step_and_started_again_with_or_without_room_nothing_is_lost_or_repeated(
     tmp_path: Path, then: str, record_property: Any
 ) -> None:
     expected = await untroubled(tmp_path, candle(0, 43000), TARGET)
-    kills = 0
-    for kind in ("journal", "store"):
-        for step in range(1, 50):
-            folder = tmp_path / f"{kind}{step}"
-            folder.mkdir()
-            place = Place(folder)
-            await left_open(place)
-            if (
-                await closing(place, Steps(step if kind == "journal" else -1), step if kind == "store" else 0)
-                == "lived"
-            ):
-                assert step > 2, "the run had fewer steps than it must have"
-                break
-            kills += 1
-            if then == "full again":
-                process = await place.process()
-                process.backend.go("full")
-                try:
-                    session = await process.start()
-                except UnavailableError:  # what was open had been closed: the start waits
-                    for space in process.spaces:
-                        space.close()
-                else:
-                    await stepped(session, TARGET, entries=False)
-                    process.die()
-            for _ in range(2):
-                process = await place.process()
+
+    async def run(place: Place, step: int, dies_after: int) -> bool:
+        await left_open(place)
+        process = await standing(place)
+        process.by_hand()
+        return await closed_by_hand(process, "full", step, dies_after)
+
+    count = 0
+    async for place, what in kills(tmp_path, run):
+        count += 1
+        if then == "full again":
+            process = await place.process()
+            process.backend.go("full")
+            try:
                 session = await process.start()
-                await session.deliver()
-                if session.state.last_candle_ms < minute_ms(1):
-                    await stepped(session, TARGET, entries=False)
-                await stepped(session, candle(2, 43000), entries=False)
-                await session.close()
-            await sound(process.store)
-            assert await stored(process.store) == expected, (kind, step)
-            assert sorted({event.id for event in place.told}) == [f"{CONTEXT}#1", f"{CONTEXT}#2"]
-            assert len({(event.id, event.reason, event.price_close) for event in place.told}) == 2, "and is the same"
-    record_property("proof:emergency", {"kills while standing in": kills})
-    assert kills > 5
+            except UnavailableError:  # what was open had been closed: the start waits
+                for space in process.spaces:
+                    space.close()
+            else:
+                await stepped(session, TARGET, entries=False)
+                process.die()
+        await ends_as_if_nothing_had_happened(place, expected, what)
+    record_property("proof:emergency", {"kills while standing in": count})
+    assert count > 5
 
 
 async def test_restarted_with_the_disk_full_the_bot_sells_once(tmp_path: Path) -> None:
@@ -207,10 +174,9 @@ async def test_restarted_with_the_disk_full_the_bot_sells_once(tmp_path: Path) -
         policy = policy_of(disk.where / "emergency")
         store = Store(FileBackend(disk.where / "store"), require=Survives.NOTHING)
         await store.open()
-        first = Desk(candles=flat(43000, -10, 3), hold=True)
-        told: list[Event] = []
-        running = asyncio.create_task(drain(first.run(store, on_trouble=policy), told))
-        await reached(lambda: first.market.waiting.is_set() and first.broker.held_quantity == 2)
+        first = Watched()
+        running = first.start(first.desk.run(store, on_trouble=policy))
+        await first.holds()
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         disk.fill()
@@ -221,20 +187,17 @@ async def test_restarted_with_the_disk_full_the_bot_sells_once(tmp_path: Path) -
 
         store = Store(FileBackend(disk.where / "store"), require=Survives.NOTHING)
         await store.open()
-        desk = first.again()
-        trouble: list[Trouble] = []
-        desk.bot.listeners.listen("trouble", trouble.append)
+        watched = Watched(first.desk.again())
+        desk = watched.desk
         desk.market.candles["BTCUSDT"] += [candle(4, 43000, high=44100), *flat(43000, 5, 6)]
-        told = []
         run = desk.run(store, on_trouble=policy)
-        running = asyncio.create_task(drain(run, told))
+        running = watched.start(run)
         await reached(lambda: desk.broker.held_quantity == 0)
-        await reached(lambda: "closed" in [event.kind for event in told])
-        session = run._entry.driver.session
-        assert session is not None
+        await reached(lambda: "closed" in [event.kind for event in watched.told])
+        session = session_in(run)
         assert session.unsaved > 0
-        assert [one.kind for one in trouble] == ["emergency", "emergency"]
-        assert "owns it once the store can be written" in trouble[0].why
+        assert [one.kind for one in watched.trouble] == ["emergency", "emergency"]
+        assert "owns it once the store can be written" in watched.trouble[0].why
         disk.free()
         await reached(lambda: session.unsaved == 0 and len(session.outbox) == 0)
         desk.market.go_on(flat(43000, 7, 9))
