@@ -229,6 +229,7 @@ def test_what_could_not_be_planned_or_recovered_is_listed_with_its_reason(
     market = EXCHANGE.replace("LOW", "43300").replace(
         "opens = [", "raise OSError('the market is down')\n        opens = ["
     )
+    market += "import holdfast\nholdfast.set_config(get_candles_retry_delay_ms=1)\n"  # it is asked three times
     (tmp_path / "bot.py").write_text(BOT.replace("{more}", "").replace('",)', '", "ETHUSDT")') + market)
     write(FileBackend(Path("data")), open_rows())
     arguments = RECOVER[1:4]
