@@ -257,9 +257,9 @@ ORDERS: list[tuple[str, str, str, str, str]] = [
     ),
     (
         "orders: what another context nets away is taken for gone",
-        "executor.py",
-        "        gone = missing(order, book, positions, others)\n",
-        "        gone = missing(order, book, positions)\n",
+        "shortfall.py",
+        "    gone = missing(order, book, positions, others)\n",
+        "    gone = missing(order, book, positions)\n",
         f"{_RUNS} -k nets_away",
     ),
     (

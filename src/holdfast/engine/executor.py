@@ -30,11 +30,11 @@ from ..errors import (
     UnknownOutcomeError,
 )
 from ..names import Context
-from ..rows import CancelReason, Order, Row, Signal
+from ..rows import CancelReason, Order, Row
 from ..rules.params import Params
 from ..rules.signals import State, Transition
 from .account import AccountRecord
-from .answers import answered, elsewhere, missing, refused_enough
+from .answers import answered
 from .broker import Broker
 from .lanes import Sleep
 from .listeners import Listeners
@@ -59,6 +59,7 @@ from .orders import (
     wanted,
     withdrawal,
 )
+from .shortfall import less_what_is_gone
 from .tending import refuse_foreign
 from .venue import Venue, quantity_of
 from .worker import SignOfLife
@@ -437,33 +438,14 @@ class Executor:
 
     async def _looked_for(self, order: Order) -> Order:
         """Return a refused exit with what the account no longer has to close."""
-        book = Book([*self.book.orders.values(), order])
-        if order.action not in EXITS or not order.reduce_only or not refused_enough(order, book):
-            return order
+        assert self._session is not None
         try:
-            before = await self._elsewhere(order)
-            positions = await self._venue.held(order.context[1])
-            others = await self._elsewhere(order)
+            return await less_what_is_gone(
+                order, self.book, store=self._session.store, venue=self._venue, news=self._news
+            )  # fmt: skip
         except HoldfastError as error:
             await self._trouble(error)
             return order
-        if positions is None:
-            return replaced(order, note=f"{order.note}; the broker cannot tell what the account holds of it")
-        if others is None or others != before:
-            return order  # an order of another context is under way: the next refusal looks again
-        gone = missing(order, book, positions, others)
-        if gone:
-            return replaced(order, missing_quantity=gone, note=f"{order.note}: the account holds no more of it")
-        if others:
-            self._news.netted(order, others)
-        return order
-
-    async def _elsewhere(self, order: Order) -> float | None:
-        assert self._session is not None
-        orders = (loaded.row for loaded in (await self._session.store.scan("order")).values())
-        signals = (loaded.row for loaded in (await self._session.store.scan("signal")).values())
-        open_ids = {signal.id for signal in signals if isinstance(signal, Signal)}
-        return elsewhere(order, [one for one in orders if isinstance(one, Order)], open_ids)
 
     def _allow_time(self) -> None:
         """Let exits be valid for as long as store and venue need: one that is always late would never be made."""
