@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from ..errors import HoldfastError
 from .exits import OK, complain, exit_code, warnings_once
 from .loading import UserFileError
+from .parsing import Parser, parsed
 
 _COMMANDS = {
     "run": "run the strategies of a Python file, live",
@@ -35,17 +36,16 @@ _EPILOG = (
 )
 
 
-def _parser(wanted: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="holdfast", description="Keeps a live trading bot's state through anything.", epilog=_EPILOG
-    )
+def _parsed(given: Sequence[str]) -> argparse.Namespace:
+    wanted = next((word for word in given if word in _COMMANDS), "")
+    parser = Parser(prog="holdfast", description="Keeps a live trading bot's state through anything.", epilog=_EPILOG)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, text in _COMMANDS.items():
         if name == wanted:  # only what was asked for is imported: ``show`` starts at once
             importlib.import_module(f".{name}", __name__).add_parser(commands)
         else:
             commands.add_parser(name, help=text)
-    return parser
+    return parsed(parser, commands.choices.get(wanted), given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     given = sys.argv[1:] if argv is None else list(argv)
     try:
-        options = _parser(given[0] if given else "").parse_args(given)
+        options = _parsed(given)
     except SystemExit as end:  # argparse has said why
         return end.code if isinstance(end.code, int) else OK
     command: Callable[[argparse.Namespace], int] = options.command
