@@ -169,6 +169,7 @@ osd tick interval = 0.1
 osd max markdown count = 10000
 mon osd min down reporters = 1
 objecter tick interval = 0.2
+objecter timeout = 0.5
 mon data avail crit = 1
 mon allow pool size one = true
 mon warn on pool no redundancy = false
