@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ import pytest
 
 from holdfast.backends.disk import OsDisk
 from holdfast.backends.file import FileBackend
+from holdfast.cli import _COMMANDS as COMMANDS
 from holdfast.cli import main
 from holdfast.cli.loading import UserFileError, load_bot
 from holdfast.cli.plan import make_plan
@@ -238,10 +240,55 @@ def test_a_store_that_is_not_there_is_one_line_and_is_not_made(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["show", "--fly"], ["run"]])
-def test_a_wrong_command_is_told_in_the_usual_way(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 2
-    assert "usage: holdfast" in capsys.readouterr().err
+def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Give arguments that make no sense; return the one line that is said of them."""
+    assert main(arguments) == 2, arguments
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1), told
+    return told.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what", "where"),
+    [
+        ([], "COMMAND", "holdfast --help"),
+        (["fly"], "'fly'", "holdfast --help"),
+        (["--", "show"], "'--'", "holdfast --help"),
+        (["--fly", "show"], "--fly", "holdfast show --help"),
+        (["show", "here", "there"], "there", "holdfast show --help"),
+        (["run"], "BOT.py", "holdfast run --help"),
+        (["run", "bot.py", "--st", "x"], "--strategy, --store", "holdfast run --help"),
+        (["run", "bot.py", "--on-conflict", "win"], "'win' (choose from 'refuse'", "holdfast run --help"),
+        (["run", "bot.py", "--lease", "a\nb"], "'a\\nb' is no lease: give 0.5", "holdfast run --help"),
+        (["run", "bot.py", "a\nb"], "a\\nb", "holdfast run --help"),
+        (["torture", "bot.py", "--kills", "1e3"], "--kills: '1e3' is no whole number", "holdfast torture --help"),
+        (["adopt", "a/b/c", "--open", "43,5"], "--open: '43,5' is no number", "holdfast adopt --help"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_one_line_that_names_them_and_where_to_look(
+    arguments: list[str], what: str, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = said(arguments, capsys)
+    assert what in line
+    assert line.endswith(f"; see {where}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_a_command_without_its_value_is_one_line(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said([command, "--fly"], capsys).endswith(f"; see holdfast {command} --help\n")
+    assert main([command, "--help"]) == 0
+    described = capsys.readouterr().out.partition("\noptions:")[2]
+    options = set(re.findall(r"^  (--[a-z-]+) [A-Z{]", described, re.MULTILINE))
+    assert len(options) >= LEAST_OPTIONS.get(command, 0)
+    for option in options:
+        line = said([command, option], capsys)
+        assert line == f"holdfast {command}: argument {option}: expected one argument; see holdfast {command} --help\n"
+
+
+LEAST_OPTIONS = {"run": 10, "adopt": 12, "torture": 10}
+"""How many of theirs take a value."""
 
 
 def test_help_lists_every_command_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
