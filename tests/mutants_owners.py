@@ -61,6 +61,13 @@ OWNERS: list[tuple[str, str, str, str, str]] = [
         f"{_OWNER} let_go",
     ),
     (
+        "owners: what was let go of is written anew",
+        "engine/session_writer.py",
+        "        await self.background.finish()\n        await self.lifeline.settle()\n",
+        "",
+        f"{_OWNER} let_go_of_stays",
+    ),
+    (
         "owners: no margin on the holder's side",
         "engine/worker.py",
         "< self.lease_seconds * (1 - MARGIN)",

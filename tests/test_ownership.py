@@ -143,6 +143,25 @@ async def test_a_process_that_let_go_is_followed_at_once(two: tuple[Process, Pro
     await session.close()
 
 
+async def test_what_was_let_go_of_stays_so_though_the_lease_ran_out_as_the_session_ended(
+    two: tuple[Process, Process, Time], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _, _ = two
+    session = await first.session()
+    flush_last = session.writer.flush_last
+
+    async def slow() -> None:
+        await flush_last()
+        first.sign.lapses += 1  # the store took that long
+        session.lapsed()
+        session.writer.background.start()  # the second has passed
+
+    monkeypatch.setattr(session.writer, "flush_last", slow)
+    await session.close()
+    await session.writer.background.finish()
+    assert (await owner_of(first.store)).released, "or nobody would have it while this process lives"
+
+
 async def test_a_dead_process_is_followed_when_its_lease_is_over_and_no_sooner(
     two: tuple[Process, Process, Time],
 ) -> None:

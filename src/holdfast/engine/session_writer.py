@@ -308,6 +308,10 @@ class SessionWriter:
         if not self.is_open or self.tenure is None:
             return
         self._letting_go = True  # from now on others may have it at any moment
+        # A flush that a lapse of the lease began meanwhile would write the owner row anew, and the context would stay
+        # owned, by a process that lives and does not run it.
+        await self.background.finish()
+        await self.lifeline.settle()
         try:
             async with self.tenure.turn:
                 await self.tenure.release()
