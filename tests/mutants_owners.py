@@ -68,6 +68,20 @@ OWNERS: list[tuple[str, str, str, str, str]] = [
         f"{_OWNER} let_go_of_stays",
     ),
     (
+        "fleet: what could not be released stays owned",
+        "engine/fleet.py",
+        "        await self._let_go(self._left - self._runs.keys() - mine)\n",
+        "",
+        f"{_FLEET} could_not_be_released",
+    ),
+    (
+        "fleet: a run that went on for long rests as if it had not",
+        "engine/fleet.py",
+        "leases = 1 if before is None or went_on else",
+        "leases = 1 if before is None else",
+        f"{_FLEET} fails_again_and_again",
+    ),
+    (
         "owners: no margin on the holder's side",
         "engine/worker.py",
         "< self.lease_seconds * (1 - MARGIN)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from holdfast.engine.journals import JournalFolder
 from holdfast.engine.live import Live, LiveRun
 from holdfast.engine.modes import TroublePolicy
 from holdfast.engine.registry import Registry
+from holdfast.engine.tenure import Tenure
 from holdfast.errors import InvalidInputError, UnavailableError
 from holdfast.names import Context
 from holdfast.rows import Owner, SessionRow, Worker
@@ -229,6 +231,49 @@ async def test_what_another_living_worker_should_run_is_left_to_it_until_it_says
         await asyncio.wait_for(working, 20)
 
 
+async def test_what_could_not_be_released_when_it_was_handed_over_is_released_later_though_its_worker_lives(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, refused = Tenure.release, 0
+
+    async def release(tenure: Tenure) -> None:
+        nonlocal refused
+        if ground.fleet._leaving.is_set():
+            await really(tenure)
+            return
+        refused += 1
+        raise UnavailableError("the store is away: nothing was written")
+
+    monkeypatch.setattr(Tenure, "release", release)
+    working = asyncio.ensure_future(ground.fleet.work())
+
+    async def all_owned() -> bool:
+        return all([await ground.owner(context) for context in ground.contexts])
+
+    async def living() -> None:
+        for beat in itertools.count():
+            await ground.put(row=other(beat, fleet=fingerprint(ground.contexts)))
+            await asyncio.sleep(0.05)
+
+    await eventually(all_owned)
+    should = assignment(ground.contexts, ["other", ground.fleet._sign.holder])
+    theirs = [context for context, holder in should.items() if holder == "other"]
+    beating = asyncio.ensure_future(living())
+
+    async def all_released() -> bool:
+        owners = [await ground.owner(context) for context in theirs]
+        return all(owner is not None and owner.released for owner in owners)
+
+    try:
+        await eventually(all_released)
+        assert refused == len(theirs) > 0
+        assert not set(ground.fleet.running) & set(theirs)
+    finally:
+        beating.cancel()
+        ground.fleet.leave()
+        await asyncio.wait_for(working, 20)
+
+
 async def test_a_living_owner_of_another_fleet_keeps_what_it_owns_and_a_dead_one_is_followed_and_buried(
     ground: Ground,
 ) -> None:
@@ -295,6 +340,26 @@ async def test_a_context_that_cannot_be_run_is_told_of_and_tried_again_later_whi
     finally:
         fleet.leave()
         await asyncio.wait_for(working, 20)
+
+
+async def test_what_fails_again_and_again_rests_longer_each_time_and_what_went_on_for_long_does_not(
+    ground: Ground,
+) -> None:
+    now, fleet, context = 100.0, ground.fleet, ground.contexts[0]
+    fleet._sign.watch.boot_clock = lambda: now
+
+    def rest_leases(after_leases: float) -> float:
+        nonlocal now
+        now += after_leases * 0.5
+        fleet._failed(context, UnavailableError("the store is away: try again"))
+        rest = fleet._rests[context]
+        leases, now = (rest.until_seconds - now) / 0.5, rest.until_seconds
+        return leases
+
+    assert [rest_leases(0.5) for _ in range(5)] == [1, 2, 4, 8, 16]
+    assert rest_leases(15.0) == 32, "it did not last"
+    assert rest_leases(33.0) == 1
+    assert rest_leases(0.5) == 2
 
 
 async def test_what_an_ended_worker_left_in_its_journal_is_merged_when_its_context_is_taken_over(

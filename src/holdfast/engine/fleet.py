@@ -10,6 +10,8 @@ Invariants:
 * Workers that offer different contexts (a new version of the list is being rolled out, say) are different fleets:
   each leaves alone what the other owns.
 * A worker that is leaving says so first; the others take what it releases from then on.
+* What stayed owned by a worker that does not run it, since the store was away when it was to be released, is released
+  as soon as the store is back: nobody may take it while that worker lives.
 * What an ended worker of this machine left in its emergency journal is taken over before any context is begun.
 """
 
@@ -34,7 +36,7 @@ from .lanes import Sleep
 from .listeners import Listeners, Trouble, default_listeners
 from .live import LiveRun
 from .modes import TroublePolicy
-from .worker import BEATS_PER_LEASE, Life, SignOfLife, sign_of_life
+from .worker import BEATS_PER_LEASE, Life, SignOfLife, released, sign_of_life
 
 _log = logging.getLogger("holdfast")
 
@@ -149,6 +151,8 @@ class Fleet:
         self._alive: dict[str, Worker] = {}
         self._runs: dict[Context, _Run] = {}
         self._rests: dict[Context, _Rest] = {}
+        self._left: set[Context] = set()
+        """Contexts whose run ended here, and whose owner row was not looked at since."""
         self.ended: set[Context] = set()
         """Contexts whose market has ended."""
         self._leaving = asyncio.Event()
@@ -218,11 +222,25 @@ class Fleet:
             if context not in mine:
                 self._told(context, f"handed over to {_named(self._alive, should[context])}")
                 one.run.leave()
+        await self._let_go(self._left - self._runs.keys() - mine)
         now = self._sign.watch.boot_clock()
         rested = (context for context in mine - self._runs.keys() - self.ended if self._rested(context, now))
         for context, owner in await self._free(sorted(rested)):
             if not self._leaving.is_set():
                 self._begin(context, owner)
+
+    async def _let_go(self, contexts: Collection[Context]) -> None:
+        """Release what others should run and this worker still owns: their sessions' ends could not be stored."""
+        keys = {context_key("owner", context): context for context in contexts}
+        found = (await self._store.salvage(*keys))[0] if keys else {}
+        for key, context in keys.items():
+            loaded = cast("Loaded[Owner] | None", found.get(key))
+            if loaded is not None and loaded.row.holder == self._sign.holder and not loaded.row.released:
+                try:
+                    await self._writer.commit({key: released(loaded.row)}, {key: loaded.version})
+                except ConflictError:
+                    continue  # look again
+            self._left.discard(context)
 
     async def _watch(self) -> None:
         """Bring up to date who lives. Whoever is new counts as living until it has been silent for its lease."""
@@ -293,6 +311,7 @@ class Fleet:
         finally:
             await run.aclose()
             self._runs.pop(context, None)
+            self._left.add(context)
             self._woken.set()
 
     def _trouble(self, context: Context, why: str) -> None:
@@ -300,9 +319,11 @@ class Fleet:
 
     def _failed(self, context: Context, error: Exception) -> None:
         """Try again later, and later each time: it may be this worker alone that cannot run it."""
-        before = self._rests.get(context)
-        leases = 1 if before is None else min(2 * before.leases, _LONGEST_REST_LEASES)
-        until = self._sign.watch.boot_clock() + leases * self._sign.lease_seconds
+        before, now, lease = self._rests.get(context), self._sign.watch.boot_clock(), self._sign.lease_seconds
+        # One that went on for longer than it had rested before is not what fails again and again.
+        went_on = before is None or now - before.until_seconds > before.leases * lease
+        leases = 1 if before is None or went_on else min(2 * before.leases, _LONGEST_REST_LEASES)
+        until = now + leases * lease
         self._rests[context] = _Rest(until, leases)
         self._told(context, f"ended: {error}")
 
