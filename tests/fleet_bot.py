@@ -43,6 +43,8 @@ EXCHANGE, STRATEGY = "shared", "swift"
 HISTORY_MINUTES = 30
 """Candles before the clock begins."""
 QUANTITY = 1.0
+SLOW_SECONDS = 0.25
+"""A commit that takes longer is put on record, whatever became of it."""
 GRACE_SECONDS = 0.1
 """How far clocks may be apart."""
 
@@ -231,15 +233,18 @@ def watch_leases() -> None:
 
 
 def watch_writers() -> None:
-    """Know how many commits are under way."""
+    """Know how many commits are under way, and which of them take long."""
     really = Writer.commit
 
     async def counted(writer: Writer, *arguments: Any, **more: Any) -> int:
         UNDER_WAY.append(writer.name)
+        began = time.monotonic()
         try:
             return await really(writer, *arguments, **more)
         finally:
             UNDER_WAY.remove(writer.name)
+            if RECORD is not None and (took := time.monotonic() - began) > SLOW_SECONDS:
+                RECORD.line("slow", seconds=took)
 
     Writer.commit = counted  # type: ignore[method-assign, assignment]
 

@@ -44,6 +44,10 @@ _LOOK_SECONDS = 0.05
 _PAUSE_LEASES = 2.2
 _PATIENCE_SECONDS = 120.0
 _PULSE_SECONDS = 0.02
+_SLOW_LEASES = 0.1
+"""A takeover is about eight calls of the store, one after the other, in the lease that there is for them beside the one
+that must pass: where a commit takes longer than this, it is the store that is slow."""
+_MOST_LAST = 3
 
 
 class Found(msgspec.Struct, kw_only=True):
@@ -56,11 +60,22 @@ class Found(msgspec.Struct, kw_only=True):
     takeovers: int = 0
     """Contexts that lost their owner to a kill or a pause, and got another."""
     slowest_takeover_leases: float = 0.0
+    """Of those in whose time no commit of a worker that ran took longer than a tenth of the lease."""
+    takeovers_unjudged: int = 0
+    """The others: how long they took says how slow the store was."""
+    slowest_unjudged_leases: float = 0.0
+    slowest_commit_seconds: float = 0.0
+    """Of a worker that was not paused then; 0: all took less than a quarter of a second."""
+    slowest_handover_leases: float = 0.0
+    """Longest time between letting go of a context and its next takeover, whatever happened meanwhile."""
     handovers: int = 0
     """Contexts that were released by one worker and taken by another."""
     commits: int = 0
     trades: int = 0
     outages: int = 0
+    last_workers: int = 0
+    """How many it took, one after the other, until all was stored: more than one where the store was too slow for what
+    the first had to say at its end, which the next start finds anew, as it does after a crash."""
     wrong: list[str] = []
     late_seconds: float = 0.0
     """How late this process was woken at most, when it wanted to sleep for a moment: how busy the machine was."""
@@ -157,7 +172,13 @@ class Fire:
                     f"{journals} journals for {self.workers} workers: one that ended leaves its own"
                 )
             self._end_all()
-            self._finish()
+            compared: list[str] = []
+            while self.found.last_workers < _MOST_LAST:
+                self._finish()
+                self.found.last_workers += 1
+                if not (compared := asyncio.run(self._compared())):
+                    break
+            self.found.wrong += compared
         finally:
             pulse.stop()
             for one in self.processes.values():
@@ -190,7 +211,7 @@ class Fire:
         self.blows.append(Blow(time.monotonic(), pid, kind))
         if kind == "pause":
             os.kill(pid, signal.SIGSTOP)
-            time.sleep(_PAUSE_LEASES * self.lease_seconds)
+            time.sleep(self._pause_seconds)
             os.kill(pid, signal.SIGCONT)
             self.found.pauses += 1
             return
@@ -203,6 +224,10 @@ class Fire:
         self._ended(one, -signal.SIGKILL if kind == "kill" else 0)
         time.sleep(self.random.uniform(0.0, 0.5 * self.lease_seconds))
         self._start()
+
+    @property
+    def _pause_seconds(self) -> float:
+        return _PAUSE_LEASES * self.lease_seconds
 
     def _ended(self, one: subprocess.Popen[bytes], code: int) -> None:
         del self.processes[one.pid]
@@ -245,14 +270,25 @@ class Fire:
     def _judge(self) -> None:
         records = self.records.refresh()
         self.found.commits = sum(map(len, records.commits.values()))
+        pauses = [one for one in self.blows if one.kind == "pause"]
+        self.slow = [
+            (began, ended)
+            for began, ended, pid in records.slow
+            if ended - began > _SLOW_LEASES * self.lease_seconds
+            and not any(one.pid == pid and began < one.at + self._pause_seconds and one.at < ended for one in pauses)
+        ]
+        self.found.slowest_commit_seconds = round(max((b - a for a, b in self.slow), default=0.0), 2)
         self.found.wrong += records.wrong()
         for name in self.names:
             self._takeovers(name)
-        self.found.wrong += asyncio.run(self._compared())
 
     def _takeovers(self, name: str) -> None:
         """Measure how long a context had no owner: from the last blow that hit whoever could have had it."""
         moves = [one for one in self.records.commits[name] if one.taking or one.releasing]
+        for let_go, taken in itertools.pairwise(moves):
+            if let_go.releasing and taken.taking and taken.at < self.ends:
+                leases = round((taken.at - let_go.at) / self.lease_seconds, 2)
+                self.found.slowest_handover_leases = max(self.found.slowest_handover_leases, leases)
         self.found.handovers += sum(
             a.releasing and b.taking and a.pid != b.pid for a, b in itertools.pairwise(moves)
         )  # fmt: skip
@@ -269,7 +305,11 @@ class Fire:
             since = max(one.at for one in self.blows if one.at < after.at)
             took = round((after.at - since) / self.lease_seconds, 2)
             self.found.takeovers += 1
-            self.found.slowest_takeover_leases = max(self.found.slowest_takeover_leases, took)
+            if any(began < after.at and since < ended for began, ended in self.slow):
+                self.found.takeovers_unjudged += 1
+                self.found.slowest_unjudged_leases = max(self.found.slowest_unjudged_leases, took)
+            else:
+                self.found.slowest_takeover_leases = max(self.found.slowest_takeover_leases, took)
 
     async def _compared(self) -> list[str]:
         """Compare what is stored with the pure step, entries forbidden in the recorded outages."""

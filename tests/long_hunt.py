@@ -184,10 +184,14 @@ class Hunt:
             return "it ended without a result", 1, False
         for text in found["wrong"][:5]:
             print(text, file=sys.stderr)
+        slow = ""
+        if found["takeovers_unjudged"]:
+            slow = f" (and {found['takeovers_unjudged']} of up to {found['slowest_unjudged_leases']}, "
+            slow += f"while commits took up to {found['slowest_commit_seconds']} s)"
         did = (
             f"{found['kills']} workers killed, {found['pauses']} paused, {found['leaves']} told to leave; "
-            f"{found['takeovers']} contexts taken over, the slowest in {found['slowest_takeover_leases']} leases; "
-            f"{found['trades']} trades as the pure step has them"
+            f"{found['takeovers']} contexts taken over, the slowest in {found['slowest_takeover_leases']} leases"
+            f"{slow}; {found['trades']} trades as the pure step has them"
         )
         return did, len(found["wrong"]), True
 

@@ -68,6 +68,8 @@ class Records:
         """Of each context: when a commit under its owner row was refused, and whose."""
         self.homes: dict[int, dict[str, Any]] = {}
         """Where each process believed to live, and what its clocks showed there."""
+        self.slow: list[tuple[float, float, int]] = []
+        """Commits that took long, or were given up: from when to when, and whose."""
         self.fenced: list[dict[str, Any]] = []
         self.failed: list[dict[str, Any]] = []
         self.slots: list[tuple[int, str, bool]] = []
@@ -125,6 +127,8 @@ class Records:
                     name = entity_of(line["context"])
                     refused.add(name)
                     self.refusals[name].append((line["t"], pid))
+                case "slow":
+                    self.slow.append((line["t"] - line["seconds"], line["t"], pid))
                 case "home":
                     self.homes[pid] = line
                 case "fenced":
@@ -153,9 +157,13 @@ class Records:
         ]  # fmt: skip
 
     def _late_writes(self, name: str) -> Iterable[str]:
-        """An epoch's commits come after those of every lower one, are one process's, and begin with its takeover."""
-        epoch, pid = 0, 0
+        """An epoch's commits come after those of every lower one, are one process's, and lie between its takeover and
+        the commit that lets go of the context."""
+        epoch, pid, let_go = 0, 0, 0
         for one in self.commits[name]:
+            if one.epoch == let_go:
+                yield f"{name}: commit {one.number} of epoch {one.epoch} (process {one.pid}) after it was let go of"
+            let_go = one.epoch if one.releasing else let_go
             if one.epoch < epoch:
                 yield f"{name}: commit {one.number} of epoch {one.epoch} (process {one.pid}) was accepted in {epoch}"
             elif one.epoch > epoch and not one.taking:
