@@ -16,6 +16,13 @@ KILLS: list[tuple[str, str, str, str, str]] = [
         f"{_KILLS} dies_before",
     ),
     (
+        "torture: how a bot ended is told once only",
+        "testing/zygote.py",
+        "            self._ended = self._answer().ended\n        return self._ended\n",
+        "            return self._answer().ended\n        return None\n",
+        f"{_KILLS} asked_again",
+    ),
+    (
         "torture: in the user's own prefix",
         "testing/places.py",
         '[: most - len(word) - 1]}_{word}"',

@@ -26,6 +26,7 @@ from holdfast.testing.places import derived, file_path
 from holdfast.testing.torture import FIRST_STEPS, PHASES, numbered_steps
 from holdfast.testing.watched import watched_backend
 from holdfast.testing.witness import Reporter, Reporting, Witness
+from holdfast.testing.zygote import Zygote
 from holdfast.urls import open_backend
 
 Note = Callable[[str, object], None]
@@ -58,6 +59,16 @@ def test_a_folder_has_no_second_process_to_take_it_over(capfd: pytest.CaptureFix
 
     assert main(["torture", str(BOT), "--pauses", "1"]) == 2
     assert "a store that processes share" in capfd.readouterr().err
+
+
+def test_how_a_bot_ended_may_be_asked_again_and_one_that_ended_meanwhile_is_not_waited_for(tmp_path: Path) -> None:
+    with Zygote() as zygote:
+        words = {"witness": str(tmp_path / "witness"), "log": str(tmp_path / "log")}
+        first = zygote.start(["run", str(tmp_path / "no-such-bot.py")], **words)
+        assert [zygote.ended(30.0), zygote.ended(0.0), zygote.kill(first)] == [2, 2, 2]
+        second = zygote.start(["demo", "--no-such-option"], **words)
+        assert second != first
+        assert zygote.ended(30.0) == 2
 
 
 def test_a_run_killed_100_times_ends_as_one_that_was_never_killed(record_property: Note) -> None:

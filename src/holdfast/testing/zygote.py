@@ -14,7 +14,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 
 import msgspec
@@ -115,20 +114,22 @@ class Zygote:
         command = [sys.executable, "-m", "holdfast.testing.zygote"]
         # Unbuffered: a line that was read ahead would not wake the select that waits for it.
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self._ended: int | None = None
+        """How the bot ended; it is told once, and may be asked for again."""
 
     def start(self, arguments: Sequence[str], *, witness: str, log: str) -> int:
         """Start a bot and return its process id."""
         assert self._process.stdin is not None
+        self._ended = None
         self._process.stdin.write(msgspec.json.encode(Start(list(arguments), witness, log)) + b"\n")
         return self._answer().pid
 
     def ended(self, within_seconds: float) -> int | None:
-        """Wait so long for the bot to end by itself; return its exit code or minus its signal, or None."""
+        """Wait so long for the bot to end by itself; return its exit code or minus its signal, or None. Repeatable."""
         assert self._process.stdout is not None
-        deadline = time.monotonic() + within_seconds
-        if select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            return self._answer().ended
-        return None
+        if self._ended is None and select.select([self._process.stdout], [], [], max(0.0, within_seconds))[0]:
+            self._ended = self._answer().ended
+        return self._ended
 
     def kill(self, pid: int) -> int:
         """Kill the bot with SIGKILL, wait for its end and return it (it may just have ended by itself)."""
