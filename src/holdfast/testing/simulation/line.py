@@ -64,8 +64,10 @@ class FaultyLine:
         self._tell_later(now + (UNANSWERED_SECONDS if lost else self._process.lag()), answer, lost)
 
     def _nobody(self) -> asyncio.Future[Any]:
-        """Return a future that nobody waits for."""
-        return self._life.loop.create_future()
+        """Return a future that nobody waits for, and that takes no answer."""
+        nobody = self._life.loop.create_future()
+        nobody.cancel()
+        return nobody
 
     def _land(self, act: Callable[[], Any], answer: asyncio.Future[Any], told: str, later_seconds: float = 0.0) -> None:
         """The request arrives at the other end, whatever has become of its sender; the answer goes back."""

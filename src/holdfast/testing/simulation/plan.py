@@ -114,7 +114,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     venue: SimulatedVenue | None = None
     """Where orders go; None: nobody has a broker."""
     emergency: bool = False
-    """Each process has an emergency journal; the last process finds that of the first."""
+    """Each process has an emergency journal; the last process finds that of the first, those of others are lost."""
 
 
 def drawn(seed: int) -> Plan:
@@ -216,7 +216,7 @@ def _traded(plan: Plan, chance: Random) -> Plan:
     )  # fmt: skip
     faults = [_stepped(fault, chance) if fault.kind == "clock" else fault for fault in plan.faults]
     faults += [_venue_fault(chance, plan) for _ in range(chance.choice((0, 1, 1, 2, 2, 3, 4)))]
-    emergency = len(plan.processes) == 1 and chance.random() < 0.5
+    emergency = chance.random() < 0.5
     if emergency:
         faults += [_store_in_trouble(chance, plan) for _ in range(chance.choice((1, 1, 2)))]
     return msgspec.structs.replace(plan, venue=venue, faults=tuple(faults), emergency=emergency)

@@ -266,6 +266,8 @@ class TradeOracle:
             if row.filled_quantity and name not in taken:
                 self._violate(f"{name} is {row.state} with {row.filled_quantity:g}, and the venue never took it")
         rested = self._venue.rested_seconds
+        if len(self._plan.processes) > 1:
+            rested -= self._plan.lease_seconds  # the next owner waits for it
         if rested > _CANCELLED_SECONDS and all(fault.process == VENUE for fault in self._plan.faults):
             self._violate(f"an order rested {rested:.0f} s past its expiry, and nobody cancelled it")
         for symbol, context in self._contexts.items():
