@@ -17,11 +17,13 @@ from typing import Any
 
 import pytest
 
+from holdfast.brokers.paper_venue import VenueProcess
 from holdfast.cli import tables
 from holdfast.market.process import MarketProcess
 
 ROOT = Path(__file__).parents[1]
 BOT = str(ROOT / "examples" / "bot.py")
+ORDERS_BOT = str(ROOT / "examples" / "orders_bot.py")
 REAL = Path(os.environ.get("HOLDFAST_CANDLES") or ROOT.parent / "shared" / "data")
 LIMIT_SECONDS = 60
 ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "error", "COLUMNS": "150", "LINES": "50", "TERM": "xterm"}
@@ -100,6 +102,30 @@ def test_a_run_on_the_synthetic_market_tells_each_event_and_ends_with_the_market
     assert "commits" in last
     assert holdfast("check", folder=tmp_path).returncode == 0
     assert len(stored(tmp_path)["trades"]) == sum("  closed " in line for line in lines)
+
+
+def test_the_bot_with_orders_trades_at_its_venue_what_its_sizing_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market = ("--synthetic", "7", "--symbols", "BTCUSDT,ETHUSDT", "--wait", "2", "--minutes", "300")
+    with MarketProcess(market) as paper, VenueProcess() as venue:
+        monkeypatch.setitem(ENVIRONMENT, "PAPER_MARKET", paper.address)
+        monkeypatch.setitem(ENVIRONMENT, "PAPER_VENUE", venue.address)
+        done = holdfast("run", ORDERS_BOT, folder=tmp_path)
+        books = venue.witness()
+    assert (done.returncode, done.stderr) == (0, "")
+    picture = stored(tmp_path)
+    entries = [order for order in books.orders if not order.reduce_only]
+    assert len(entries) >= 4
+    assert len(books.orders) == len(entries) + len(picture["trades"]), "each trade was closed at the venue"
+    opened = [context["open"] for context in picture["contexts"] if context["open"]]
+    assert {(one.symbol, one.side, one.quantity) for one in books.positions} == {
+        (one["symbol"], one["position"], one["quantity"]) for one in opened
+    }
+    for one in opened:
+        loss = one["quantity"] * abs(one["priceOpen"] - one["priceStopLoss"])
+        assert loss == pytest.approx(100, rel=0.01), "1 % of the account, at its stop"
+    assert holdfast("check", folder=tmp_path).returncode == 0
 
 
 def test_json_output_is_one_object_a_line_and_the_same_for_the_same_seed(tmp_path: Path) -> None:
