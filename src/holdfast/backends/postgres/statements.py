@@ -49,6 +49,63 @@ class Statements(NamedTuple):
 
 def statements(schema: str) -> Statements:
     """Return the statements; ``schema`` is a plain lower-case name."""
+    pieces = _pieces(schema)
+    s, row_of = pieces.s, pieces.row_of
+    return Statements(
+        has_schema=f"SELECT FROM pg_namespace WHERE nspname = '{schema}'",
+        add_schema=f"CREATE SCHEMA {s}",
+        tables=_tables(s),
+        persistence=(
+            "SELECT c.relname, c.relpersistence::text FROM pg_class AS c JOIN pg_namespace AS n "
+            f"ON n.oid = c.relnamespace WHERE n.nspname = '{schema}' "
+            "AND c.relname IN ('format', 'scopes', 'writers', 'rows') AND c.relkind = 'r'"
+        ),
+        format=f"SELECT number FROM {s}.format",
+        barrier=(f"UPDATE {s}.format SET number = number WHERE set_config('synchronous_commit', $1, true) IS NOT NULL"),
+        add_scope=f"INSERT INTO {s}.scopes VALUES ($1, 0, 0) ON CONFLICT DO NOTHING",
+        lock_scope=f"SELECT FROM {s}.scopes WHERE scope = $1 FOR UPDATE",
+        commit=_commit(pieces),
+        commit_one=_commit_one(pieces),
+        read=(
+            "SELECT r.domain, r.entity_name, r.entity_id, convert_to(r.row::text, 'UTF8'), r.version, r.writer, r.n "
+            f"FROM json_to_recordset($2::json) AS k(d text, e text, i text) {row_of.format('k')} WHERE r.scope = $1"
+        ),
+        read_range=(
+            f"SELECT domain, entity_name, entity_id, convert_to(row::text, 'UTF8'), version, writer, n FROM {s}.rows "
+            "WHERE scope = $1 AND (domain, entity_name, entity_id) >= ($2, $3, $4) "
+            "AND (domain, entity_name, entity_id) <= ($5, $6, $7) LIMIT $8::bigint"
+        ),
+        head=(
+            f"SELECT s.number, w.writer, w.n, w.number FROM {s}.scopes AS s LEFT JOIN {s}.writers AS w USING (scope) "
+            "WHERE s.scope = $1 ORDER BY w.number"
+        ),
+        keys=(
+            f"SELECT domain, entity_name, entity_id FROM {s}.rows WHERE scope = $1 "
+            "AND (domain, entity_name, entity_id) > ($2, $3, $4){} "
+            f"ORDER BY domain, entity_name, entity_id LIMIT {PAGE}"
+        ),
+        scopes=f"SELECT scope FROM {s}.scopes WHERE number > 0 ORDER BY scope",
+    )
+
+
+class _Pieces(NamedTuple):
+    """What several statements are made of."""
+
+    s: str
+    """The schema, as SQL writes it."""
+    match: str
+    """That ``r`` is the row of a key, which is taken from the table named."""
+    row_of: str
+    """Joins that row, if there is one, as ``r``."""
+    writer_of: str
+    """Joins what is known of a writer, as ``l``."""
+    put: str
+    """Writes rows."""
+    safe: str
+    """That this transaction is durable."""
+
+
+def _pieces(schema: str) -> _Pieces:
     s = f'"{schema}"'
     match = "r.domain = {0}.d AND r.entity_name = {0}.e AND r.entity_id = {0}.i"
     # OFFSET 0 keeps these apart from the rest, so that each row is looked up by its key, whatever the planner thinks
@@ -68,32 +125,29 @@ def statements(schema: str) -> Statements:
         "AND current_setting('full_page_writes') = 'on' "
         "AND (NOT $6::bool OR current_setting('synchronous_standby_names') <> '')"
     )
-    return Statements(
-        has_schema=f"SELECT FROM pg_namespace WHERE nspname = '{schema}'",
-        add_schema=f"CREATE SCHEMA {s}",
-        tables=(
-            f"CREATE TABLE IF NOT EXISTS {s}.format (number int NOT NULL)",
-            f"INSERT INTO {s}.format SELECT {FORMAT} WHERE NOT EXISTS (SELECT FROM {s}.format)",
-            f'CREATE TABLE IF NOT EXISTS {s}.scopes (scope text COLLATE "C" PRIMARY KEY, number bigint NOT NULL, '
-            "writers int NOT NULL) WITH (fillfactor = 50)",
-            f'CREATE TABLE IF NOT EXISTS {s}.writers (scope text COLLATE "C", writer text COLLATE "C", '
-            "n bigint NOT NULL, number bigint NOT NULL, PRIMARY KEY (scope, writer)) WITH (fillfactor = 50)",
-            f'CREATE TABLE IF NOT EXISTS {s}.rows (scope text COLLATE "C" NOT NULL, domain text COLLATE "C", '
-            'entity_name text COLLATE "C", entity_id text COLLATE "C", row json NOT NULL, version bigint NOT NULL, '
-            "writer text NOT NULL, n bigint NOT NULL, PRIMARY KEY (domain, entity_name, entity_id)) "
-            "WITH (fillfactor = 70)",
-            f"CREATE INDEX IF NOT EXISTS rows_by_scope ON {s}.rows (scope, domain, entity_name, entity_id)",
-        ),
-        persistence=(
-            "SELECT c.relname, c.relpersistence::text FROM pg_class AS c JOIN pg_namespace AS n "
-            f"ON n.oid = c.relnamespace WHERE n.nspname = '{schema}' "
-            "AND c.relname IN ('format', 'scopes', 'writers', 'rows') AND c.relkind = 'r'"
-        ),
-        format=f"SELECT number FROM {s}.format",
-        barrier=(f"UPDATE {s}.format SET number = number WHERE set_config('synchronous_commit', $1, true) IS NOT NULL"),
-        add_scope=f"INSERT INTO {s}.scopes VALUES ($1, 0, 0) ON CONFLICT DO NOTHING",
-        lock_scope=f"SELECT FROM {s}.scopes WHERE scope = $1 FOR UPDATE",
-        commit=f"""
+    return _Pieces(s, match, row_of, writer_of, put, safe)
+
+
+def _tables(s: str) -> tuple[str, ...]:
+    return (
+        f"CREATE TABLE IF NOT EXISTS {s}.format (number int NOT NULL)",
+        f"INSERT INTO {s}.format SELECT {FORMAT} WHERE NOT EXISTS (SELECT FROM {s}.format)",
+        f'CREATE TABLE IF NOT EXISTS {s}.scopes (scope text COLLATE "C" PRIMARY KEY, number bigint NOT NULL, '
+        "writers int NOT NULL) WITH (fillfactor = 50)",
+        f'CREATE TABLE IF NOT EXISTS {s}.writers (scope text COLLATE "C", writer text COLLATE "C", '
+        "n bigint NOT NULL, number bigint NOT NULL, PRIMARY KEY (scope, writer)) WITH (fillfactor = 50)",
+        f'CREATE TABLE IF NOT EXISTS {s}.rows (scope text COLLATE "C" NOT NULL, domain text COLLATE "C", '
+        'entity_name text COLLATE "C", entity_id text COLLATE "C", row json NOT NULL, version bigint NOT NULL, '
+        "writer text NOT NULL, n bigint NOT NULL, PRIMARY KEY (domain, entity_name, entity_id)) "
+        "WITH (fillfactor = 70)",
+        f"CREATE INDEX IF NOT EXISTS rows_by_scope ON {s}.rows (scope, domain, entity_name, entity_id)",
+    )
+
+
+def _commit(pieces: _Pieces) -> str:
+    """Return what decides and applies a group, and says of each what became of it."""
+    s, match, row_of, writer_of, put, safe = pieces
+    return f"""
 WITH sent AS MATERIALIZED (SELECT * FROM json_to_recordset($2::json) AS x(at int, w text, n bigint)),
 wanted AS MATERIALIZED (SELECT * FROM json_to_recordset($3::json) AS x(at int, d text, e text, i text, v bigint)),
 change AS MATERIALIZED (SELECT * FROM json_to_recordset($4::json) AS x(at int, d text, e text, i text, r text)),
@@ -129,8 +183,13 @@ SELECT at, verdict, coalesce(g.number, last), (SELECT count(*) FROM bumped), (SE
   CASE verdict WHEN 'clash' THEN (SELECT json_agg(json_build_array(d, e, i)) FROM clash WHERE at = judged.at)
     WHEN 'stranger' THEN (SELECT json_build_array(scope, d, e, i) FROM stranger WHERE at = judged.at LIMIT 1) END::text
 FROM judged LEFT JOIN granted AS g USING (at)
-""",
-        commit_one=f"""
+"""
+
+
+def _commit_one(pieces: _Pieces) -> str:
+    """Return what decides and applies a single commit."""
+    s, _, row_of, writer_of, put, safe = pieces
+    return f"""
 WITH held AS MATERIALIZED (SELECT c.number, c.writers, l.n FROM (SELECT * FROM {s}.scopes WHERE scope = $1) AS c
   {writer_of.format("$2")}),
 bumped AS (UPDATE {s}.scopes AS c SET number = c.number + 1, writers = c.writers + (held.n IS NULL)::int FROM held
@@ -140,33 +199,13 @@ bumped AS (UPDATE {s}.scopes AS c SET number = c.number + 1, writers = c.writers
     WHERE coalesce(CASE WHEN r.scope = $1 THEN r.version END, 0) <> v)
   RETURNING c.number),
 put AS ({
-            put.format('''d, e, i, x.r::json, number, $2, $7::bigint
+        put.format('''d, e, i, x.r::json, number, $2, $7::bigint
   FROM bumped CROSS JOIN json_to_recordset($4::json) AS x(d text, e text, i text, r text)''')
-        }),
+    }),
 wrote AS (INSERT INTO {s}.writers SELECT $1, $2, $7::bigint, number FROM bumped
   ON CONFLICT (scope, writer) DO UPDATE SET n = excluded.n, number = excluded.number)
 SELECT number FROM bumped
-""",
-        read=(
-            "SELECT r.domain, r.entity_name, r.entity_id, convert_to(r.row::text, 'UTF8'), r.version, r.writer, r.n "
-            f"FROM json_to_recordset($2::json) AS k(d text, e text, i text) {row_of.format('k')} WHERE r.scope = $1"
-        ),
-        read_range=(
-            f"SELECT domain, entity_name, entity_id, convert_to(row::text, 'UTF8'), version, writer, n FROM {s}.rows "
-            "WHERE scope = $1 AND (domain, entity_name, entity_id) >= ($2, $3, $4) "
-            "AND (domain, entity_name, entity_id) <= ($5, $6, $7) LIMIT $8::bigint"
-        ),
-        head=(
-            f"SELECT s.number, w.writer, w.n, w.number FROM {s}.scopes AS s LEFT JOIN {s}.writers AS w USING (scope) "
-            "WHERE s.scope = $1 ORDER BY w.number"
-        ),
-        keys=(
-            f"SELECT domain, entity_name, entity_id FROM {s}.rows WHERE scope = $1 "
-            "AND (domain, entity_name, entity_id) > ($2, $3, $4){} "
-            f"ORDER BY domain, entity_name, entity_id LIMIT {PAGE}"
-        ),
-        scopes=f"SELECT scope FROM {s}.scopes WHERE number > 0 ORDER BY scope",
-    )
+"""
 
 
 ATTEST = """
