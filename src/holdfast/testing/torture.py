@@ -11,8 +11,9 @@ from __future__ import annotations
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -57,12 +58,7 @@ def torture(
     work = Path(plan.work)
     work.mkdir(parents=True, exist_ok=True)
     results = work / "rounds.jsonl"
-    total = Round(seed=plan.seed)
-    number = 0
-    if results.exists():
-        for line in results.read_bytes().splitlines():
-            total += msgspec.json.decode(line, type=Round)
-            number += 1
+    total, number = _results_of(results, plan.seed)
     steps = numbered_steps(orders=plan.orders) if plan.steps else []
     wanted = plan.kills + len(steps)
     word = _own_word(work)
@@ -71,35 +67,18 @@ def torture(
     with ExitStack() as stack:
         stack.callback(lambda: [one.remove() for one in unfinished])  # of a round that was interrupted
         zygote = stack.enter_context(Zygote())
-        while (
-            (todo := [step for step in steps if step not in total.steps])
-            or total.kills < wanted
-            or total.server_kills < plan.server_kills
-            or total.takeovers < plan.takeovers
-            or total.pauses < plan.pauses
-        ):
+        while (todo := [step for step in steps if step not in total.steps]) or _is_short_of(plan, total, wanted):
             if plan.time_cap_seconds and time.monotonic() - began > plan.time_cap_seconds:
                 break
-            one = OneRound(
-                plan, plan.seed * 1000 + number, zygote, work / f"round-{number}", f"{word}_{number}", server
-            )
+            place = work / f"round-{number}"
+            one = OneRound(plan, plan.seed * 1000 + number, zygote, place, f"{word}_{number}", server)
             unfinished = [one]
-            so_far = total
-
-            def told(round_: Round, so_far: Round = so_far) -> None:
-                shown = Round()
-                shown += so_far
-                shown += round_
-                progress(shown, wanted)
-
-            kills = min(KILLS_PER_ROUND, max(wanted - total.kills, len(todo)))
-            left = max(0, plan.server_kills - total.server_kills)
-            server_kills = min(left, max(1, -(-left * KILLS_PER_ROUND // max(wanted - total.kills, KILLS_PER_ROUND))))
-            found = one.run(kills, server_kills, todo[:KILLS_PER_ROUND], told)
+            kills, server_kills = _kills_of_round(plan, total, wanted, todo)
+            found = one.run(kills, server_kills, todo[:KILLS_PER_ROUND], partial(_tell, progress, total, wanted))
             unfinished = []
             if found.ok:
                 found.kept = one.remove()
-                shutil.rmtree(work / f"round-{number}")
+                shutil.rmtree(place)
             else:
                 found.kept = one.names()
             with results.open("ab") as file:
@@ -110,6 +89,39 @@ def torture(
             if not found.ok or idle >= MOST_IDLE_ROUNDS:
                 break
     return total
+
+
+def _results_of(file: Path, seed: int) -> tuple[Round, int]:
+    """Return the rounds that a file has results of, added up, and how many they are."""
+    total, lines = Round(seed=seed), file.read_bytes().splitlines() if file.exists() else []
+    for line in lines:
+        total += msgspec.json.decode(line, type=Round)
+    return total, len(lines)
+
+
+def _is_short_of(plan: Plan, total: Round, wanted: int) -> bool:
+    """Whether something that is counted is still to be done."""
+    return (
+        total.kills < wanted
+        or total.server_kills < plan.server_kills
+        or total.takeovers < plan.takeovers
+        or total.pauses < plan.pauses
+    )
+
+
+def _kills_of_round(plan: Plan, total: Round, wanted: int, todo: Sequence[str]) -> tuple[int, int]:
+    """Return how many kills the next round is to have, of the bot and of its server."""
+    left = wanted - total.kills
+    servers_left = max(0, plan.server_kills - total.server_kills)
+    share = -(-servers_left * KILLS_PER_ROUND // max(left, KILLS_PER_ROUND))
+    return min(KILLS_PER_ROUND, max(left, len(todo))), min(servers_left, max(1, share))
+
+
+def _tell(progress: Callable[[Round, int], None], before: Round, wanted: int, round_: Round) -> None:
+    shown = Round()
+    shown += before
+    shown += round_
+    progress(shown, wanted)
 
 
 def _own_word(work: Path) -> str:
