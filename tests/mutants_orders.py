@@ -11,6 +11,13 @@ _ROWS = "tests/test_invariants.py"
 
 ORDERS: list[tuple[str, str, str, str, str]] = [
     (
+        "orders: who cancels late looks for a fill that crossed it at once, and never again",
+        "executor.py",
+        "max(order.expires_at_ms + self.terms.grace_ms, crossed_ms)",
+        "order.expires_at_ms + self.terms.grace_ms",
+        "tests/test_simulation.py -k plan_that_once",
+    ),
+    (
         "orders: more is closed though the exit may be there twice, too",
         "executor.py",
         "                if count > 1:  # before anything more is closed\n",
@@ -175,7 +182,7 @@ ORDERS: list[tuple[str, str, str, str, str]] = [
         "orders: a run may end before a late fill is on record",
         "executor.py",
         "        self._pause_seconds = 0.0\n        if count > 1:\n",
-        "        self._pause_seconds = 0.0\n        self._doubtful.discard(order.client_order_id)\n        if count > 1:\n",
+        "        self._pause_seconds = 0.0\n        self._doubtful.pop(order.client_order_id, None)\n        if count > 1:\n",
         f"{_RUNS} -k does_not_end_between",
     ),
     (

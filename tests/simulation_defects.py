@@ -207,7 +207,7 @@ DEFECTS = (
     _one("candles are decided before the entry is known", "engine.orders:Book.is_entered", "return entry is None or is_ended(entry) or entry.filled_quantity > 0", "return True"),
     _one("an entry begins before the last exit is done", "engine.executor:Executor.blocks_entries", "bool(self.book.unsettled(but=self._open_id))", "False"),
     _one("a candle that waited counts as new", "engine.driver:Driver._is_fresh", "<= _FRESH_MS / 1000", ">= 0"),
-    _one("an order whose row is gone is asked about", "engine.executor:Executor.committed", "self._doubtful.discard(key.entity_id)", "pass"),
+    _one("an order whose row is gone is asked about", "engine.executor:Executor.committed", "self._doubtful.pop(key.entity_id, None)", "pass"),
     # the emergency journal
     _one("what was merged from the journal is merged again", "engine.emergency:remaining", "return kept[done:]", "return kept"),
     _one("what is in the journal is not merged", "engine.lifeline:Lifeline._merge", "if todo:", "if False:"),

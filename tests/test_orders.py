@@ -310,7 +310,7 @@ def test_a_fill_that_comes_after_a_cancellation_is_closed() -> None:
 
 def test_what_ended_in_doubt_is_looked_at_once_more_when_it_can_no_longer_change() -> None:
     ended = changed(ENTRY, state="cancelled")
-    doubtful = {ENTRY.client_order_id}
+    doubtful = {ENTRY.client_order_id: ENTRY.expires_at_ms + 5_000}
     assert step(ended, open_id=None, doubtful=doubtful) == Wait(ENTRY.expires_at_ms + 5_000)
     assert step(ended, open_id=None, doubtful=doubtful, now_ms=ENTRY.expires_at_ms + 5_000) == Ask(ended)
     assert step(ended, open_id=None) == Wait(None)

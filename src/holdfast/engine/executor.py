@@ -98,6 +98,7 @@ class Executor:
     ) -> None:
         self.book = Book()
         grace_seconds = params.order_grace_seconds + (0.0 if sign is None else sign.lease_seconds)
+        self._crossing_ms = round(1000 * params.order_grace_seconds)
         exit_ms = round(1000 * params.exit_validity_seconds)
         self.terms = Terms(
             account=broker.account, features=broker.features, exit_validity_ms=exit_ms,
@@ -126,7 +127,8 @@ class Executor:
         self._untold: list[str] = []
         """What this process committed and certainly has not sent."""
         self._asked: dict[str, int] = {}
-        self._doubtful: set[str] = set()
+        self._doubtful: dict[str, int] = {}
+        """Ended orders that the venue is asked about once more, and when."""
         self._suspect: set[str] = set()
         """Ended orders of a signal of which the venue has another twice: it may have these twice, too."""
         self._pause_seconds = 0.0
@@ -161,7 +163,7 @@ class Executor:
         refuse_foreign(session.context, self.book, self.terms.account)
         for order in self.book.orders.values():
             if self._is_doubtful(order):
-                self._doubtful.add(order.client_order_id)
+                self._doubtful[order.client_order_id] = order.expires_at_ms + self.terms.grace_ms
         self._session, self._over = session, False
         self._restored = {self._open_id, *self.book.signal_ids()}
         self._news = OrderNews(session, self._listeners, self._clock)
@@ -212,7 +214,7 @@ class Executor:
                     self._unasked.add(row.client_order_id)
             else:
                 self.book.drop(key.entity_id)
-                self._doubtful.discard(key.entity_id)  # nobody could ask about it, and a run that ends would wait
+                self._doubtful.pop(key.entity_id, None)  # nobody could ask about it, and a run that ends would wait
         self._tell()
 
     @property
@@ -417,8 +419,8 @@ class Executor:
                 # Whoever put that on record may have been killed before it told anybody.
                 self._news.ended(order, self.terms)
             self._suspect.discard(order.client_order_id)
-            if self._clock() >= order.expires_at_ms + self.terms.grace_ms:
-                self._doubtful.discard(order.client_order_id)
+            if self._clock() >= self._doubtful.get(order.client_order_id, 0):
+                self._doubtful.pop(order.client_order_id, None)
         self._tell()
 
     async def _cancel(self, order: Order) -> None:
@@ -489,7 +491,9 @@ class Executor:
         if is_ended(order):
             self._asked.pop(order.client_order_id, None)
             if self._is_doubtful(order):
-                self._doubtful.add(order.client_order_id)
+                # However late it was cancelled: a fill may have crossed that.
+                crossed_ms = self._clock() + self._crossing_ms
+                self._doubtful[order.client_order_id] = max(order.expires_at_ms + self.terms.grace_ms, crossed_ms)
         self._tell()
         if order.state in ("rejected", "expired") and (was is None or was.state != order.state):
             self._news.ended(order, self.terms)

@@ -269,7 +269,7 @@ def next_step(
     epoch: int,
     unsent: Collection[str] = (),
     asked: Mapping[str, int] | None = None,
-    doubtful: Collection[str] = (),
+    doubtful: Mapping[str, int] | None = None,
     suspect: Collection[str] = (),
 ) -> Step:
     """Say the one thing to do now.
@@ -280,18 +280,17 @@ def next_step(
         epoch: Of the owner, for a new order.
         unsent: Orders that this process committed and certainly has not sent.
         asked: When each order was last asked about or sent.
-        doubtful: Ended orders that are to be looked at once more when their grace is over.
+        doubtful: When each ended order that may yet change is to be looked at once more.
         suspect: Ended orders that are to be looked at before anything else is done.
     """
-    asked = asked or {}
+    asked, doubtful = asked or {}, doubtful or {}
     waits: list[int] = []
     for order in filter(is_ended, book.orders.values()):
-        over_ms = order.expires_at_ms + terms.grace_ms
-        is_doubtful = order.client_order_id in doubtful
-        if order.client_order_id in suspect or (is_doubtful and now_ms >= over_ms):
+        due_ms = doubtful.get(order.client_order_id)
+        if order.client_order_id in suspect or (due_ms is not None and now_ms >= due_ms):
             return Ask(order)
-        if is_doubtful:
-            waits.append(over_ms)
+        if due_ms is not None:
+            waits.append(due_ms)
     steps = [
         _under_way(order, order.signal_id == open_id, terms, now_ms, unsent, asked.get(order.client_order_id))
         for order in sorted(book.orders.values(), key=lambda one: one.action not in EXITS)  # exits first

@@ -69,6 +69,8 @@ class TradeOracle:
         """Those whose rows were deleted since."""
         self._kept: dict[str, Order] = {}
         """Orders as an emergency journal has, or had, them."""
+        self._unfilled: set[str] = set()
+        """Those that an emergency journal had as ended with nothing filled, whatever came of them since."""
         self._sent: Counter[str] = Counter()
         """How often an order may have reached the venue: it left a process, which was not told that it did not."""
         self._lanes: dict[tuple[Sender, str], str] = {}
@@ -174,8 +176,15 @@ class TradeOracle:
         elif (
             event.kind == "cancelled" and str(event.reason).startswith("order_")
             and (entry is None or entry.state not in ENDS or entry.filled_quantity)
+            and not (entry is not None and self._was_unfilled(entry))
         ):  # fmt: skip
             self._violate(f"{event.id}: {event.reason}, and its entry is {entry and entry.state}")
+
+    def _was_unfilled(self, entry: Order) -> bool:
+        """Whether it had ended with nothing filled before what is merged now filled it after all."""
+        before = self._stored(entry.context[1], entry.client_order_id)
+        ended = before is not None and before.state in ENDS and not before.filled_quantity
+        return ended or entry.client_order_id in self._unfilled
 
     def _position(self, signal_id: str) -> float:
         """Return what of a signal is filled and not closed, by the rows."""
@@ -189,7 +198,11 @@ class TradeOracle:
 
     def kept(self, rows: Mapping[Key, Row | None]) -> None:
         """Take note of what was written to an emergency journal."""
-        self._kept.update((row.client_order_id, row) for row in rows.values() if isinstance(row, Order))
+        for row in rows.values():
+            if isinstance(row, Order):
+                self._kept[row.client_order_id] = row
+                if row.state in ENDS and not row.filled_quantity:
+                    self._unfilled.add(row.client_order_id)
 
     # ------------------------------------------------------------------ requests
 
@@ -210,7 +223,8 @@ class TradeOracle:
             self._violate(f"{sender.name} sent the entry {name}, whose validity is over")
         if row.expires_at_ms - row.intended_at_ms > 1000 * 600:
             self._violate(f"{sender.name} sent {name}, which is valid for too long")
-        if self._sent[name] and self._venue.features.refuses_repeated_ids != "always":
+        may_be_there = self._sent[name] > self._venue.refused[name]
+        if may_be_there and self._venue.features.refuses_repeated_ids != "always":
             self._violate(f"{sender.name} sent {name} again, where an id may repeat")
         self._sent[name] += 1
 

@@ -63,6 +63,8 @@ class SharedVenue:
         self._arrived: Counter[str] = Counter()
         self.came_too_late: set[str] = set()
         """Orders that it refused because their time was over."""
+        self.refused: Counter[str] = Counter()
+        """How often it refused each order."""
         self.rested_seconds = 0.0
         """How long after its expiry an order filled that had rested until then."""
 
@@ -76,6 +78,7 @@ class SharedVenue:
         kind = "" if deed is None else deed.kind
         report = submitted(self.book, request, _FAULTS.get(kind, ""), PART)
         self._note(f"venue: {kind or 'submit'} {_told(report)}")
+        self.refused[request.client_order_id] += report.state in ("rejected", "expired")
         if report.state == "expired":
             self.came_too_late.add(request.client_order_id)
         if deed is not None and kind in ("resting", "partial"):
