@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from simulation_defects import DEFECTS
+from simulation_defects import DEFECTS, SPINS
 from simulation_seeds import KEPT
 
 from holdfast.store import Store
@@ -120,9 +120,8 @@ def test_a_seed_that_fails_is_kept_and_told_with_the_commands_that_replay_it(
 
 def test_a_history_that_spins_is_ended_and_counts_as_violated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world, "no_spinning", lambda scheduler: no_spinning(scheduler, 0.5))
-    (defect,) = [one for one in DEFECTS if one.name == "a page of old candles is asked for again at once"]
     before = signal.getsignal(signal.SIGVTALRM)
-    with defect.planted():
+    with SPINS.planted():
         (violation,) = play(KEPT["a-page-of-one-old-candle"]).violations
     assert "waits for nothing" in violation
     assert signal.getsignal(signal.SIGVTALRM) == before

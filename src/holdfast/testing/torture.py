@@ -26,6 +26,7 @@ from .zygote import Zygote
 __all__ = ["FIRST_STEPS", "PHASES", "PHASE_STEPS", "Plan", "Round", "numbered_steps", "torture"]
 
 KILLS_PER_ROUND = 100
+_KILLS_PER_REPLACEMENT = 2
 MOST_IDLE_ROUNDS = 5
 """Rounds in a row whose market ended before anything was killed."""
 
@@ -85,7 +86,7 @@ def torture(
                 file.write(msgspec.json.encode(found) + b"\n")
             total += found
             number += 1
-            idle = 0 if found.kills or found.server_kills else idle + 1
+            idle = 0 if found.kills or found.server_kills or found.pauses else idle + 1
             if not found.ok or idle >= MOST_IDLE_ROUNDS:
                 break
     return total
@@ -114,7 +115,10 @@ def _kills_of_round(plan: Plan, total: Round, wanted: int, todo: Sequence[str]) 
     left = wanted - total.kills
     servers_left = max(0, plan.server_kills - total.server_kills)
     share = -(-servers_left * KILLS_PER_ROUND // max(left, KILLS_PER_ROUND))
-    return min(KILLS_PER_ROUND, max(left, len(todo))), min(servers_left, max(1, share))
+    # A process is replaced in the place of a kill: a round of none would replace none, and be idle.
+    replacements = max(0, plan.takeovers - total.takeovers) + max(0, plan.pauses - total.pauses)
+    kills = max(left, len(todo), _KILLS_PER_REPLACEMENT * replacements)
+    return min(KILLS_PER_ROUND, kills), min(servers_left, max(1, share))
 
 
 def _tell(progress: Callable[[Round, int], None], before: Round, wanted: int, round_: Round) -> None:
