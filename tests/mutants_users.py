@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 _TENDING = "tests/test_tending.py -k"
+_CLI = "tests/test_cli.py -k"
 _RECOVER = "tests/test_cli_recover.py -k"
 _OWNERS = "tests/test_cli_owners.py -k"
 
@@ -86,5 +87,19 @@ USERS: list[tuple[str, str, str, str, str]] = [
         "contexts=counts[holder]",
         "contexts=one.row.contexts",
         f"{_OWNERS} dead_worker",
+    ),
+    (
+        "users: lines of usage stand before what is wrong with an argument",
+        "cli/parsing.py",
+        "        self.exit(USAGE, f",
+        "        self.print_usage()\n        self.exit(USAGE, f",
+        f"{_CLI} make_no_sense",
+    ),
+    (
+        "users: whoever gives an argument too many is sent to the wrong help",
+        "cli/parsing.py",
+        "        (command or parser).error(",
+        "        parser.error(",
+        f"{_CLI} make_no_sense",
     ),
 ]
