@@ -11,6 +11,13 @@ _ROWS = "tests/test_invariants.py"
 
 ORDERS: list[tuple[str, str, str, str, str]] = [
     (
+        "orders: an exit out of a lost journal is looked for by its own number alone",
+        "executor.py",
+        "            if report is None and entry is not None:\n",
+        "            if False:\n",
+        "tests/test_simulation.py -k plan_that_once",
+    ),
+    (
         "orders: who cancels late looks for a fill that crossed it at once, and never again",
         "executor.py",
         "max(order.expires_at_ms + self.terms.grace_ms, crossed_ms)",

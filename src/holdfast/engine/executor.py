@@ -35,7 +35,7 @@ from ..rules.params import Params
 from ..rules.signals import State, Transition
 from .account import AccountRecord
 from .answers import answered
-from .broker import Broker
+from .broker import Broker, OrderReport
 from .lanes import Sleep
 from .listeners import Listeners
 from .order_news import OrderNews
@@ -51,6 +51,7 @@ from .orders import (
     Terms,
     Wait,
     is_ended,
+    later_exits,
     may_turn_up,
     next_step,
     replaced,
@@ -210,7 +211,7 @@ class Executor:
             if isinstance(row, Order):
                 self.book.put(row)
                 self._unsent.add(row.client_order_id)
-                if row.action in EXITS and row.signal_id in self._restored and self._repeats_ids:
+                if row.action in EXITS and row.signal_id in self._restored and self._may_be_made:
                     self._unasked.add(row.client_order_id)
             else:
                 self.book.drop(key.entity_id)
@@ -375,13 +376,26 @@ class Executor:
     def _repeats_ids(self) -> bool:
         return self.terms.features.refuses_repeated_ids != "always"
 
+    @property
+    def _may_be_made(self) -> bool:
+        """Whether an exit that is not on record may be at the venue, out of the journal of a process that is gone.
+
+        Where the store belongs to one process that journal is here, and merged.
+        """
+        return self._repeats_ids or (self._session is not None and self._session.store.guarantees.shared)
+
     async def _ask_first(self, order: Order) -> None:
         """Ask about an exit that this process has not sent: one that is dead may have, out of a journal that died too.
 
-        Its id is the same, and this venue takes an id again once its order is filled.
+        Its id is the same, or, where the venue refused that one first, the id of one of the next numbers.
         """
+        later = {one.client_order_id: one for one in later_exits(order, self.terms)}
+        entry = self.book.entry(order.signal_id)
         try:
             report, count = await self._venue.known(order)
+            shown: list[OrderReport] = []
+            if report is None and entry is not None:
+                shown = await self._venue.shown(order.context[1], entry.intended_at_ms, later)
         except HoldfastError as error:
             await self._trouble(error)
             return
@@ -391,6 +405,12 @@ class Executor:
             if count > 1:
                 self._news.twice(order, count)
             await self._record(await self._looked_for(answered(order, report)))
+        elif shown:
+            self._unsent.discard(order.client_order_id)
+            await self._record(replaced(order, state="expired", note="never sent: another exit is at the venue"))
+            for one in shown:
+                made = later[str(one.client_order_id)]
+                await self._record(answered(replaced(made, quantity=one.quantity or one.filled_quantity), one))
 
     async def _ask(self, order: Order) -> None:
         self._asked[order.client_order_id] = self._clock()
@@ -481,7 +501,7 @@ class Executor:
                     return  # whoever comes next asks the venue
                 await self._trouble(error)
         was = self.book.orders.get(order.client_order_id)
-        if is_new:
+        if is_new and order.state == "intended":
             self.committed(rows)
             return
         if order.client_order_id in self._unsent:  # its new validity has begun with this commit

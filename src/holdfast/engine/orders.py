@@ -34,6 +34,8 @@ EXITS: frozenset[OrderAction] = frozenset(("close", "reduce"))
 KEPT_SIGNALS = 5
 """Of so many ended signals the orders stay; older ones go with the next entry."""
 MOST_BACKOFF_MS = 60_000
+_LATER_EXITS = 32
+"""After a refusal the next exit waits twice as long, a minute at most: more are not made within a lease."""
 DUST = 1e-9
 """Part of an order's quantity that counts as rounding."""
 
@@ -184,6 +186,14 @@ def exit_order(
         reduce_only=terms.features.reduce_only, state="intended", epoch=epoch,
         intended_at_ms=now_ms, expires_at_ms=now_ms + terms.exit_validity_ms,
     )  # fmt: skip
+
+
+def later_exits(order: Order, terms: Terms) -> list[Order]:
+    """Return the exits that would follow ``order`` if each before were refused: another owner may have come to one."""
+    context, length = Context(*order.context), terms.features.id_length
+    numbers = range(order.n + 1, order.n + 1 + _LATER_EXITS)
+    names = {n: client_order_id(context, order.signal_id, order.action, n, length) for n in numbers}
+    return [replaced(order, n=n, client_order_id=name) for n, name in names.items()]
 
 
 def superseded(book: Book, order: Order) -> list[str]:

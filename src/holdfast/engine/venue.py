@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeVar
 
 from ..errors import HoldfastError, InvalidInputError, UnknownOutcomeError
@@ -106,6 +106,19 @@ class Venue:
             since_ms = order.intended_at_ms - _HISTORY_MARGIN_MS
             reports += _each("history", await bounded(self._broker.history(symbol, since_ms)), OrderReport)
         return together([one for one in reports if one.client_order_id == name or (number and one.venue_id == number)])
+
+    async def shown(self, symbol: str, since_ms: int, names: Collection[str]) -> list[OrderReport]:
+        """Return what the venue shows under ids of which nobody here has a row, one report for each id.
+
+        Args:
+            since_ms: How far back to look.
+            names: The ids.
+        """
+        reports = [*await self.resting(symbol)]
+        asked = self._broker.history(symbol, since_ms - _HISTORY_MARGIN_MS)
+        reports += _each("history", await bounded(asked), OrderReport)
+        found = (together([one for one in reports if one.client_order_id == name])[0] for name in names)
+        return [one for one in found if one is not None]
 
 
 async def held_of(broker: Broker, symbol: str) -> Sequence[VenuePosition] | None:

@@ -71,6 +71,8 @@ class TradeOracle:
         """Orders as an emergency journal has, or had, them."""
         self._unfilled: set[str] = set()
         """Those that an emergency journal had as ended with nothing filled, whatever came of them since."""
+        self._sent_seconds: dict[str, float] = {}
+        """When it was sent last."""
         self._sent: Counter[str] = Counter()
         """How often an order may have reached the venue: it left a process, which was not told that it did not."""
         self._lanes: dict[tuple[Sender, str], str] = {}
@@ -140,7 +142,12 @@ class TradeOracle:
         """An order that may have been sent counts as never having come only when it can come no more."""
         over_ms = order.expires_at_ms + round(1000 * (PARAMS.order_grace_seconds + self._plan.lease_seconds))
         answered = order.client_order_id in self._venue.came_too_late
-        if self._sent[order.client_order_id] and not answered and self._clocks_stand and sender.clock_ms() < over_ms:
+        if (
+            self._may_be_there(order.client_order_id)
+            and not answered
+            and self._clocks_stand
+            and sender.clock_ms() < over_ms
+        ):
             self._violate(f"{key}: {sender.name} gave it up {over_ms - sender.clock_ms()} ms too early")
 
     def _intended(self, key: Key, order: Order, events: Iterable[Event], op: Op) -> None:
@@ -223,10 +230,22 @@ class TradeOracle:
             self._violate(f"{sender.name} sent the entry {name}, whose validity is over")
         if row.expires_at_ms - row.intended_at_ms > 1000 * 600:
             self._violate(f"{sender.name} sent {name}, which is valid for too long")
-        may_be_there = self._sent[name] > self._venue.refused[name]
-        if may_be_there and self._venue.features.refuses_repeated_ids != "always":
+        # What was sent by another before, and is not shown now, is over by its expiry and the clocks' difference.
+        over_seconds = (
+            self._sent_seconds.get(name, -math.inf) + PARAMS.exit_validity_seconds + PARAMS.order_grace_seconds
+        )
+        if (
+            self._may_be_there(name)
+            and self._now() < over_seconds
+            and self._venue.features.refuses_repeated_ids != "always"
+        ):
             self._violate(f"{sender.name} sent {name} again, where an id may repeat")
         self._sent[name] += 1
+        self._sent_seconds[name] = self._now()
+
+    def _may_be_there(self, name: str) -> bool:
+        """Whether the venue may have taken an order, or yet take it: a refusal settles that."""
+        return self._sent[name] > self._venue.refused[name]
 
     def unsent(self, request: OrderRequest) -> None:
         """Take note that an order certainly did not leave, this time."""
