@@ -23,6 +23,20 @@ KILLS: list[tuple[str, str, str, str, str]] = [
         f"{_KILLS} asked_again",
     ),
     (
+        "torture: a round without kills replaces nobody",
+        "testing/torture.py",
+        "max(left, len(todo), _KILLS_PER_REPLACEMENT * replacements)",
+        "max(left, len(todo))",
+        f"{_KILLS} rounds_that_are_left",
+    ),
+    (
+        "torture: every round pauses first",
+        "testing/round.py",
+        "pauses = self.before.pauses + found.pauses\n",
+        "pauses = found.pauses\n",
+        f"{_KILLS} rounds_that_are_left",
+    ),
+    (
         "torture: in the user's own prefix",
         "testing/places.py",
         '[: most - len(word) - 1]}_{word}"',

@@ -23,7 +23,8 @@ from holdfast.backends.file import FileBackend
 from holdfast.contract import Key, Op
 from holdfast.errors import InvalidInputError, NotFoundError
 from holdfast.testing.places import derived, file_path
-from holdfast.testing.torture import FIRST_STEPS, PHASES, numbered_steps
+from holdfast.testing.round import OneRound
+from holdfast.testing.torture import FIRST_STEPS, PHASES, Plan, Round, _kills_of_round, numbered_steps
 from holdfast.testing.watched import watched_backend
 from holdfast.testing.witness import Reporter, Reporting, Witness
 from holdfast.testing.zygote import Zygote
@@ -34,8 +35,8 @@ BOT = Path(__file__).parent.parent / "examples" / "bot.py"
 KEY = Key("signal", "BTCUSDT_a_x", "BTCUSDT")
 
 
-def torture(*arguments: str) -> tuple[int, dict[str, Any]]:
-    command = [sys.executable, "-m", "holdfast.cli", "torture", str(BOT), "--json", *arguments]
+def torture(*arguments: str, bot: Path = BOT) -> tuple[int, dict[str, Any]]:
+    command = [sys.executable, "-m", "holdfast.cli", "torture", str(bot), "--json", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
@@ -52,6 +53,42 @@ def test_a_bot_is_killed_around_its_orders_at_a_venue_that_loses_answers(record_
         "proof:torture with orders",
         {"SIGKILLs": found["kills"], "orders at the venue": found["orders"], "twice or forgotten": 0},
     )
+
+
+def test_a_bot_with_orders_is_taken_over_when_it_is_killed_and_when_it_is_stopped_past_its_lease(
+    tmp_path: Path, record_property: Note
+) -> None:
+    bot, shared = tmp_path / "bot.py", '    risk_name="two-at-once",\n'
+    assert BOT.read_text().count(shared) == 1
+    bot.write_text(BOT.read_text().replace(shared, ""))  # or who asks first would decide, and nothing be compared
+    words = ("--store", f"sqlite:{tmp_path}/store.db", "--minutes", "900", "--symbols", "BTCUSDT", "--seed", "5")
+    words += ("--time-cap", "12")  # a round that is begun then is the last one: on a busy machine not all is reached
+    code, found = torture("--orders", "--takeovers", "1", "--pauses", "1", "--kills", "2", *words, bot=bot)
+    assert (found["lost"], found["duplicated"], found["broken"], found["differences"]) == ([], [], [], [])
+    assert code == 0 and found["ok"]
+    assert found["kills"] >= 1 and found["takeovers"] + found["pauses"] >= 1
+    assert found["orders"] >= 2 and found["uncompared"] == 0
+    record_property(
+        "proof:torture with orders",
+        {"SIGKILLs": found["kills"], "orders at the venue": found["orders"], "taken over": found["takeovers"],
+         "stopped, replaced and woken": found["pauses"], "twice or forgotten": 0},
+    )  # fmt: skip
+
+
+def test_the_rounds_that_are_left_do_the_replacements_that_are_left(tmp_path: Path) -> None:
+    plan = Plan(bot="", kills=3, work=str(tmp_path), market=lambda seed: (), takeovers=1, pauses=1)
+    before = Round(kills=3, pauses=1)
+    kills, _ = _kills_of_round(plan, before, 3, [])
+    assert kills > 0, "what is replaced is replaced in the place of a kill"
+    with Zygote() as zygote:
+        one = OneRound(plan, 1, zygote, tmp_path / "round", "word", None)
+    one.before = before
+    for one.found.lives in range(1, 20):
+        assert one._relay_due(kills) in ("", "kill"), "as many were stopped as were to be"
+    one.found.lives = 2
+    assert one._relay_due(kills) == "kill"
+    one.found.takeovers = 1
+    assert one._relay_due(kills) == ""
 
 
 def test_a_folder_has_no_second_process_to_take_it_over(capfd: pytest.CaptureFixture[str]) -> None:

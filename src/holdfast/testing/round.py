@@ -79,6 +79,8 @@ class OneRound:
         self.run_seconds = 1.0
         self.venue: VenueProcess | None = None
         """Where the run that is under way trades, if it does."""
+        self.before = Round()
+        """What the rounds before showed, added up."""
         self.other: Zygote | None = None
         """Starts processes that wait for the first to go."""
 
@@ -244,9 +246,12 @@ class OneRound:
         every = max(2, kills // wanted) if wanted else 0
         if not every or found.lives % every:
             return ""
-        if found.pauses + found.blocked < plan.pauses and (found.lives // every) % 2:
+        pauses = self.before.pauses + found.pauses
+        if pauses + found.blocked < plan.pauses and (found.lives // every) % 2:
             return "pause"
-        return "kill" if found.takeovers < plan.takeovers else "pause" if found.pauses < plan.pauses else ""
+        if self.before.takeovers + found.takeovers < plan.takeovers:
+            return "kill"
+        return "pause" if pauses < plan.pauses else ""
 
     def _relayed(self, pid: int, address: str, relay: str) -> tuple[int, int | None]:
         """Have a second process wait, kill or stop the first, and see it replaced.
@@ -278,7 +283,7 @@ class OneRound:
                     f"life {found.lives}, which waited, ended with {gone}: {self._last_words('killed')}"
                 )
             replaced = second in witness.ready
-            found.pauses, found.blocked = found.pauses + replaced, found.blocked + (not replaced)
+            found.pauses, found.blocked = found.pauses + replaced, found.blocked + (not replaced and gone is None)
             if not replaced:
                 if gone is None:
                     self.other.kill(second)

@@ -73,7 +73,7 @@ def torture(
                 break
             place = work / f"round-{number}"
             one = OneRound(plan, plan.seed * 1000 + number, zygote, place, f"{word}_{number}", server)
-            unfinished = [one]
+            unfinished, one.before = [one], total
             kills, server_kills = _kills_of_round(plan, total, wanted, todo)
             found = one.run(kills, server_kills, todo[:KILLS_PER_ROUND], partial(_tell, progress, total, wanted))
             unfinished = []
