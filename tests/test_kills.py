@@ -20,6 +20,7 @@ from servers.postgres import PASSWORD
 from torture_servers import STORES
 
 from holdfast.backends.file import FileBackend
+from holdfast.cli.torture import _print
 from holdfast.contract import Key, Op
 from holdfast.errors import InvalidInputError, NotFoundError
 from holdfast.testing.places import derived, file_path
@@ -364,3 +365,12 @@ async def test_a_process_dies_before_a_call_is_sent_or_after_its_answer(
     assert (await done.communicate())[0] == told
     assert done.returncode == -signal.SIGKILL
     assert (await found(store)).get("main") == stored
+
+
+def test_what_was_asked_and_not_reached_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Plan(bot="bot.py", kills=6, takeovers=1, pauses=2, work="", market=lambda seed: ())
+    _print(Round(kills=3, takeovers=1), plan, plain=True)
+    told = capsys.readouterr().out
+    assert "3 of 6" in told
+    assert "0 of 2" in told
+    assert "1 of 1" not in told

@@ -112,7 +112,7 @@ def _torture(options: argparse.Namespace) -> int:
         plain: Any = msgspec.to_builtins(found)
         print_json(plain | {"ok": found.ok})
     else:
-        _print(found, plain=options.plain)
+        _print(found, plan, plain=options.plain)
     return OK if found.ok else LOSS
 
 
@@ -232,15 +232,20 @@ def _compared(found: Round) -> str:
     return "yes" if found.trades else "yes, but the bot never traded: nothing much was proved"
 
 
-def _print(found: Round, *, plain: bool) -> None:
+def _of(done: int, asked: int) -> str:
+    """Say how many of what was asked for were done: the time may be up, or each market too short."""
+    return f"{done}" if done >= asked else f"{done} of {asked}"
+
+
+def _print(found: Round, plan: Plan, *, plain: bool) -> None:
     during = ", ".join(f"{phase} {count}" for phase, count in sorted(found.during.items(), key=lambda item: -item[1]))
     rows = [
-        ("kills", f"{found.kills}"),
-        *([("kills of the server", f"{found.server_kills}")] if found.server_kills else []),
+        ("kills", _of(found.kills, plan.kills)),
+        *([("kills of the server", _of(found.server_kills, plan.server_kills))] if plan.server_kills else []),
         ("during", during or "-"),
         ("twice in a row", f"{found.twice_in_a_row}"),
-        *([("taken over by one that waited", f"{found.takeovers}")] if found.takeovers else []),
-        *([("paused, replaced and woken", f"{found.pauses}")] if found.pauses or found.blocked else []),
+        *([("taken over by one that waited", _of(found.takeovers, plan.takeovers))] if plan.takeovers else []),
+        *([("paused, replaced and woken", _of(found.pauses, plan.pauses))] if plan.pauses else []),
         *([("paused with a lock of the store's", f"{found.blocked}")] if found.blocked else []),
         *(
             [
