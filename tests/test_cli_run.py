@@ -128,6 +128,16 @@ def test_the_bot_with_orders_trades_at_its_venue_what_its_sizing_found(
     assert holdfast("check", folder=tmp_path).returncode == 0
 
 
+def test_that_a_market_takes_the_place_of_the_broker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "PAPER_MARKET", "tcp://127.0.0.1:9")
+    monkeypatch.setitem(ENVIRONMENT, "PAPER_VENUE", "tcp://127.0.0.1:9")
+    market = ("--market", "synthetic:7", "--speed", "wait", "--minutes", "20")
+    done = holdfast("run", ORDERS_BOT, *market, folder=tmp_path)
+    assert done.returncode == 0
+    assert "no orders are sent" in done.stderr
+    assert holdfast("run", BOT, *market, "--store", "memory:", folder=tmp_path).stderr == ""
+
+
 def test_json_output_is_one_object_a_line_and_the_same_for_the_same_seed(tmp_path: Path) -> None:
     arguments = ("run", BOT, "--market", "synthetic:3", "--speed", "wait", "--minutes", "60", "--json")
     runs = [holdfast(*arguments, "--store", name, folder=tmp_path) for name in ("one", "memory:")]

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -106,8 +107,12 @@ def _run_command(options: argparse.Namespace) -> int:
         elif plan.address:
             market = ReplayMarket(plan.address)
         if market is not None:
+            given = [one for one in default_registry.list_exchanges() if one.exchange_name == plan.exchange_name]
             default_registry.remove_exchange(plan.exchange_name)
             broker = _tortured_at(options.venue) if options.venue else None
+            if broker is None and any(one.broker is not None for one in given):
+                told = "takes the place of the bot's exchange and of its broker: events are told, no orders are sent"
+                print(f"--market {options.market} {told}", file=sys.stderr)
             default_registry.add_exchange(market, exchange_name=plan.exchange_name, broker=broker)
         return asyncio.run(_Run(options, plan, market).until_end())
 
