@@ -213,7 +213,6 @@ DEFECTS = (
     _one("what was merged from the journal is merged again", "engine.emergency:remaining", "return kept[done:]", "return kept"),
     _one("what is in the journal is not merged", "engine.lifeline:Lifeline._merge", "if todo:", "if False:"),
     _one("rows of events go before those of earlier ones", "engine.outbox:Outbox.delivered", "if event.number == self._unrecorded or self._early:", "if event.number == self._unrecorded:"),
-    _one("an exit in the journal is sent without the lease", "engine.lifeline:Lifeline.can_keep", "(self._health.policy.exit_without_lease or self._has_lease())", "True"),
     # the store and the storage
     _one(
         "a commit whose answer was lost is sent as another one", "writer:_Sent.send",
