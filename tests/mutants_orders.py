@@ -11,6 +11,20 @@ _ROWS = "tests/test_invariants.py"
 
 ORDERS: list[tuple[str, str, str, str, str]] = [
     (
+        "orders: sent though a merge was refused and nobody knows yet why",
+        "lifeline.py",
+        "            tenure.is_doubtful = True  # it was not applied",
+        "            pass  # it was not applied",
+        "tests/test_simulation.py -k plan_that_once",
+    ),
+    (
+        "orders: an exit that another owner deleted comes back out of a journal",
+        "emergency.py",
+        "        elif not row.filled_quantity and row.n < newest.get((row.signal_id, row.action), 0):\n",
+        "        elif False:\n",
+        "tests/test_simulation.py -k plan_that_once",
+    ),
+    (
         "orders: an exit out of a lost journal is looked for by its own number alone",
         "executor.py",
         "            if report is None and entry is not None:\n",

@@ -83,14 +83,27 @@ def together(kept: Sequence[Kept]) -> tuple[dict[Key, Row | None], tuple[Key, ..
 
 
 def overtaken_orders(changes: Mapping[Key, Row | None], stored: Mapping[Key, Row]) -> set[Key]:
-    """Return the orders of which the store knows more than what is kept: another owner has dealt with them since."""
+    """Return the orders of which the store knows more than what is kept: another owner has dealt with them since.
+
+    Args:
+        changes: What is kept.
+        stored: All orders of the context.
+    """
     overtaken: set[Key] = set()
+    newest: dict[tuple[str, str], int] = {}
+    for one in stored.values():
+        if isinstance(one, Order):
+            newest[one.signal_id, one.action] = max(one.n, newest.get((one.signal_id, one.action), 0))
     for key, row in changes.items():
         known = stored.get(key)
-        if isinstance(row, Order) and isinstance(known, Order):
+        if not isinstance(row, Order):
+            continue
+        if isinstance(known, Order):
             went_on = known.state in ENDS and row.state not in ENDS
             if known.epoch > row.epoch or went_on or known.filled_quantity > row.filled_quantity:
                 overtaken.add(key)
+        elif not row.filled_quantity and row.n < newest.get((row.signal_id, row.action), 0):
+            overtaken.add(key)  # it came to nothing there too, and was deleted when the next one followed
     return overtaken
 
 

@@ -281,8 +281,10 @@ class Lifeline:
             self._hung = None
         try:
             await self._writer.resend()
-        except (InvalidInputError, ConflictError):
-            pass  # it is settled: there was none under way, or it was not applied and cannot be any more
+        except InvalidInputError:
+            pass  # it is settled: there was none under way
+        except ConflictError:
+            tenure.is_doubtful = True  # it was not applied and cannot be any more: perhaps somebody else owns it
         if self.predecessor is not None:
             await self._take_over(tenure, self.predecessor.row)
         owner_key, session_key = context_key("owner", self._context), context_key("session", self._context)
@@ -341,7 +343,7 @@ class Lifeline:
 
     async def _overtaken_orders(self, changes: Mapping[Key, Row | None]) -> set[Key]:
         """An owner in between may have gone on with orders and left the session row as it was."""
-        orders, _ = await self._store.salvage(*(key for key in changes if key.domain == "order"))
+        orders = await self._store.scan("order", context_key("session", self._context).entity_name)
         return overtaken_orders(changes, {key: loaded.row for key, loaded in orders.items()})
 
     # ------------------------------------------------------------------ the journal

@@ -96,7 +96,7 @@ class Tenure:
 
     def adopt(self, owner: Loaded[Owner], session: Loaded[SessionRow] | None) -> None:
         """Go on from rows that were just read, once the caller knows whose they are."""
-        self._owner, self._session = owner, session
+        self._owner, self._session, self.is_doubtful = owner, session, False
 
     async def release(self) -> None:
         """Let go of the context, so that whoever comes may have it at once; the caller holds :attr:`turn`.
@@ -141,15 +141,9 @@ class Tenure:
                 )
             except ConflictError as error:
                 self.is_doubtful = True
-                try:
-                    await self._look_into(error, guards)
-                except FencedError:
-                    raise
-                except BaseException:
-                    self.is_doubtful = False
-                    raise
-                self.is_doubtful = False
+                await self._look_into(error, guards)
                 continue
+            self.is_doubtful = False
             if changes.get(self._owner_key) == self._owner.row:
                 self._owner, self._proven = Loaded(self._owner.row, number), lapses
             row = changes.get(self._session_key)
@@ -171,6 +165,7 @@ class Tenure:
                 f"{self._context}: somebody else wrote its session row: stop trading it, then recover",
                 key=self._session_key,
             ) from error
+        self.is_doubtful = False
         adopted = self._adopt_ignored(found.get(self._schedule_key))
         moved = [
             key
