@@ -63,11 +63,10 @@ def test_a_bot_with_orders_is_taken_over_when_it_is_killed_and_when_it_is_stoppe
     assert BOT.read_text().count(shared) == 1
     bot.write_text(BOT.read_text().replace(shared, ""))  # or who asks first would decide, and nothing be compared
     words = ["--store", f"sqlite:{tmp_path}/store.db", "--minutes", "900", "--symbols", "BTCUSDT", "--seed", "5"]
-    words += ["--time-cap", "12"]  # a round that is begun then is the last one: on a busy machine not all is reached
     code, found = torture("--orders", "--takeovers", "1", "--pauses", "1", "--kills", "2", *words, bot=bot)
     assert (found["lost"], found["duplicated"], found["broken"], found["differences"]) == ([], [], [], [])
     assert code == 0 and found["ok"]
-    assert found["kills"] >= 1 and found["takeovers"] + found["pauses"] >= 1
+    assert found["kills"] >= 1 and found["takeovers"] >= 1 and found["pauses"] >= 1
     assert found["orders"] >= 2 and found["uncompared"] == 0
     record_property(
         "proof:torture with orders",
