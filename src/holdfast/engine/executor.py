@@ -409,7 +409,7 @@ class Executor:
             self._unsent.discard(order.client_order_id)
             await self._record(replaced(order, state="expired", note="never sent: another exit is at the venue"))
             for one in shown:
-                made = later[str(one.client_order_id)]
+                made = later[one.client_order_id]
                 await self._record(answered(replaced(made, quantity=one.quantity or one.filled_quantity), one))
 
     async def _ask(self, order: Order) -> None:
