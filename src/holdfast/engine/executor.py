@@ -389,12 +389,13 @@ class Executor:
 
         Its id is the same, or, where the venue refused that one first, the id of one of the next numbers.
         """
-        later = {one.client_order_id: one for one in later_exits(order, self.terms)}
         entry = self.book.entry(order.signal_id)
+        later: dict[str, Order] = {}
+        shown: list[OrderReport] = []
         try:
             report, count = await self._venue.known(order)
-            shown: list[OrderReport] = []
             if report is None and entry is not None:
+                later = {one.client_order_id: one for one in later_exits(order, self.terms)}
                 shown = await self._venue.shown(order.context[1], entry.intended_at_ms, later)
         except HoldfastError as error:
             await self._trouble(error)

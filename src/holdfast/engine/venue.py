@@ -102,9 +102,7 @@ class Venue:
             found = await bounded(self._broker.find(symbol, name))
         reports = [] if found is None else [_report("find", found)]
         if found is None or self._terms.features.refuses_repeated_ids != "always":
-            reports += await self.resting(symbol)
-            since_ms = order.intended_at_ms - _HISTORY_MARGIN_MS
-            reports += _each("history", await bounded(self._broker.history(symbol, since_ms)), OrderReport)
+            reports += await self._listed(symbol, order.intended_at_ms)
         return together([one for one in reports if one.client_order_id == name or (number and one.venue_id == number)])
 
     async def shown(self, symbol: str, since_ms: int, names: Collection[str]) -> list[OrderReport]:
@@ -114,11 +112,15 @@ class Venue:
             since_ms: How far back to look.
             names: The ids.
         """
-        reports = [*await self.resting(symbol)]
-        asked = self._broker.history(symbol, since_ms - _HISTORY_MARGIN_MS)
-        reports += _each("history", await bounded(asked), OrderReport)
+        reports = await self._listed(symbol, since_ms)
         found = (together([one for one in reports if one.client_order_id == name])[0] for name in names)
         return [one for one in found if one is not None]
+
+    async def _listed(self, symbol: str, since_ms: int) -> list[OrderReport]:
+        """Return what rests, and what the venue took or changed since then by a clock that may be behind."""
+        resting = await self.resting(symbol)
+        asked = self._broker.history(symbol, since_ms - _HISTORY_MARGIN_MS)
+        return [*resting, *_each("history", await bounded(asked), OrderReport)]
 
 
 async def held_of(broker: Broker, symbol: str) -> Sequence[VenuePosition] | None:
