@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -258,10 +259,10 @@ async def sound(store: Store) -> None:
     assert await check_store(store) == []
 
 
-async def until(condition: Callable[[], Any], *, turns: int = 10_000) -> None:
-    """Give way until ``condition`` holds; bounded."""
-    for _ in range(turns):
-        if condition():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("it did not come true")
+async def until(condition: Callable[[], Any], *, seconds: float = 60) -> None:
+    """Give way until ``condition`` holds; bounded by time, since what it waits for may be a thread's or a disk's."""
+    end, turns = time.monotonic() + seconds, 0
+    while not condition():
+        assert time.monotonic() < end, "it did not come true"
+        await asyncio.sleep(0 if turns < 10_000 else 0.001)
+        turns += 1

@@ -405,8 +405,7 @@ async def test_a_run_that_is_left_ends_between_two_candles_with_its_position_sto
 ) -> None:
     run = ground.start(ground.contexts[0])
     reading = asyncio.ensure_future(anext(run, None))
-    await until(lambda: run._entry.driver.session is not None and run._entry.driver.session.owner is not None,
-                turns=1_000_000)  # fmt: skip
+    await until(lambda: run._entry.driver.session is not None and run._entry.driver.session.owner is not None)
     run.leave()
     assert await asyncio.wait_for(reading, 20) is None
     owner = await ground.owner(ground.contexts[0])

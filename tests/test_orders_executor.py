@@ -161,7 +161,7 @@ async def test_where_ids_may_repeat_nothing_is_sent_again_before_its_expiry_and_
     running = asyncio.ensure_future(live(desk, store))
     await until(lambda: len(desk.broker.sent) == len(faults))
     first, lost_ms = desk.broker.sent[-1], desk.time.now_ms
-    await until(lambda: len(desk.broker.sent) > len(faults) or running.done(), turns=200_000)
+    await until(lambda: len(desk.broker.sent) > len(faults) or running.done())
     assert desk.time.now_ms >= first.expires_at_ms + 5_000 > lost_ms
     events = await running
     assert len(desk.broker.book.orders) == len({one.request.client_order_id for one in desk.broker.book.orders})
@@ -413,7 +413,7 @@ async def test_nothing_opens_while_an_earlier_exit_is_not_done_and_those_candles
     store = await memory_store()
     desk.broker.faults = ["", *["down"] * 1000]
     running = asyncio.ensure_future(live(desk, store))
-    await until(lambda: desk.market.present_ms == desk.market.end_ms, turns=100_000)
+    await until(lambda: desk.market.present_ms == desk.market.end_ms)
     desk.broker.faults = []
     assert await running == [OPENED, CLOSED]
     assert [key async for key in _outages(store)] != []
@@ -696,8 +696,8 @@ async def test_a_position_that_another_context_nets_away_is_not_taken_for_gone_a
     desk.time.now_ms = minute_ms(60)
     session = await desk.session(store)
     told = desk.bot.errors
-    await until(lambda: any("nets it with theirs" in str(failure.error) for failure in told), turns=100_000)
-    await until(lambda: len(desk.broker.sent) > 5, turns=100_000)
+    await until(lambda: any("nets it with theirs" in str(failure.error) for failure in told))
+    await until(lambda: len(desk.broker.sent) > 5)
     assert sum("nets it with theirs" in str(failure.error) for failure in told) == 1
     book = await orders_in(store)
     assert book.unsettled() == [SIGNAL_ID]

@@ -376,8 +376,7 @@ async def test_a_run_ends_with_the_error_that_names_the_new_owner_while_it_waits
     bot = Bot(market)
     run = bot.run(first.store, lease_seconds=0.5)
     watching = asyncio.ensure_future(anext(run))
-    await until(lambda: run._entry.driver.session is not None and run._entry.driver.session.owner is not None,
-                turns=10_000_000)  # fmt: skip
+    await until(lambda: run._entry.driver.session is not None and run._entry.driver.session.owner is not None)
     taking = asyncio.ensure_future(second.session("takeover"))
     with pytest.raises(FencedError, match="stop trading it"):
         await asyncio.wait_for(watching, 60)

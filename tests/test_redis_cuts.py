@@ -256,10 +256,10 @@ async def test_a_slow_network_is_waited_for_and_20_writers_still_share_their_tri
     await backend.open()
     await put(backend, 1, 0)
     proxy.delay_seconds = 0.02
-    begun = asyncio.get_running_loop().time()
+    before = proxy.chunks["answers"]
     numbers = await asyncio.gather(*(backend.commit("main", {}, {}, op=Op(f"w{i}", 9)) for i in range(20)))
     assert sorted(numbers) == list(range(2, 22))
-    assert asyncio.get_running_loop().time() - begun < 0.4, "20 round trips one after the other would take 0.8 s"
+    assert proxy.chunks["answers"] - before <= 5, "one after the other they would take 20 round trips"
     await backend.close()
 
 

@@ -64,6 +64,8 @@ class Proxy:
         self.delay_seconds = delay_seconds
         self.passed: dict[Direction, int] = {"requests": 0, "answers": 0}
         """How many bytes went through."""
+        self.chunks: dict[Direction, int] = {"requests": 0, "answers": 0}
+        """In how many pieces."""
         self.connections = 0
         """How many were made."""
         self.refusing = False
@@ -178,6 +180,7 @@ class Proxy:
     async def _send(self, direction: Direction, chunk: bytes, sink: asyncio.StreamWriter) -> None:
         if chunk:
             self.passed[direction] += len(chunk)
+            self.chunks[direction] += 1
             sink.write(chunk)
             await sink.drain()
 
