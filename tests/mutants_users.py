@@ -90,14 +90,14 @@ USERS: list[tuple[str, str, str, str, str]] = [
     ),
     (
         "users: lines of usage stand before what is wrong with an argument",
-        "cli/parsing.py",
+        "arguments.py",
         "        self.exit(USAGE, f",
         "        self.print_usage()\n        self.exit(USAGE, f",
         f"{_CLI} make_no_sense",
     ),
     (
         "users: whoever gives an argument too many is sent to the wrong help",
-        "cli/parsing.py",
+        "arguments.py",
         "        (command or parser).error(",
         "        parser.error(",
         f"{_CLI} make_no_sense",

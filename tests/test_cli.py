@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import re
@@ -271,6 +272,26 @@ def test_arguments_that_make_no_sense_are_one_line_that_names_them_and_where_to_
     line = said(arguments, capsys)
     assert what in line
     assert line.endswith(f"; see {where}\n")
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "what"),
+    [
+        ("market.serve", ["--synthetic", "many"], "--synthetic: 'many' is no whole number"),
+        ("brokers.paper_venue", ["--fly"], "--fly"),
+        ("testing.histories.__main__", [], "STORE"),
+        ("testing.simulation.__main__", ["--seeds", "1e6"], "--seeds: '1e6' is no whole number"),
+    ],
+)
+def test_so_they_are_at_each_program_beside_the_command(
+    program: str, arguments: list[str], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        importlib.import_module(f"holdfast.{program}").main(arguments)
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1), told
+    assert what in told.err
+    assert told.err.endswith(f"; see python -m holdfast.{program.removesuffix('.__main__')} --help\n")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

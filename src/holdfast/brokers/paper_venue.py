@@ -6,7 +6,6 @@ is in its memory; faults are switched on by a request, see :class:`~holdfast.bro
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -22,6 +21,7 @@ from typing import cast
 
 import msgspec
 
+from ..arguments import Parser
 from ..engine.broker import Features
 from ..errors import HoldfastError, InvalidInputError, UnavailableError
 from ..stdin import until_stdin_closes
@@ -266,7 +266,7 @@ def _features(text: str) -> Features:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until standard input closes, or it is interrupted; 2 for a mistake in the arguments."""
-    parser = argparse.ArgumentParser(prog="python -m holdfast.brokers.paper_venue", description=__doc__)
+    parser = Parser(prog="python -m holdfast.brokers.paper_venue", description=__doc__)
     parser.add_argument("--listen", default="tcp://127.0.0.1:0", metavar="HOST:PORT")
     parser.add_argument("--features", default="", metavar="JSON", help="what it promises; see holdfast.Features")
     parser.add_argument("--linger", action="store_true", help="go on after standard input is closed")

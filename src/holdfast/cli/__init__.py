@@ -8,10 +8,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from ..arguments import Parser, parsed
 from ..errors import HoldfastError
 from .exits import OK, complain, exit_code, warnings_once
 from .loading import UserFileError
-from .parsing import Parser, parsed
 
 _COMMANDS = {
     "run": "run the strategies of a Python file, live",

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .. import arguments
 from ..errors import (
     CorruptedError,
     FencedError,
@@ -20,7 +21,7 @@ from ..errors import (
 OK = 0
 LOSS = 1
 """A loss, or a broken rule, was found."""
-USAGE = 2
+USAGE = arguments.USAGE
 """The command, the user's file or a setting has to be mended."""
 UNAVAILABLE = 3
 """The store or the market cannot be used now, or another process holds the store."""

@@ -6,7 +6,6 @@ that started it; ``--linger`` keeps it until it is stopped.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from ..arguments import Parser
 from ..errors import HoldfastError, InvalidInputError
 from ..stdin import until_stdin_closes
 from .candles_file import read_history
@@ -139,8 +139,8 @@ class MarketServer:
         writer.write(msgspec.json.encode(answer) + b"\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m holdfast.market.serve", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m holdfast.market.serve", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--synthetic", type=int, metavar="SEED", help="serve a generated market")
     source.add_argument("--candles", metavar="FILE[,FILE…]", help="serve candle files (SYMBOL=FILE names one)")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from ...arguments import Parser
 from ...errors import HoldfastError, InvalidInputError, UnsafeSettingError
 from .hunt import Hunt, Report
 
@@ -42,9 +43,9 @@ class Total(msgspec.Struct):
     histories: list[Report]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the command's parser."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="python -m holdfast.testing.histories",
         description="Run histories of several processes on a store, with clients killed and stopped and connections "
         "cut, and check that each is linearizable. Its rows lie in scopes of their own and are deleted in the end.",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from ...arguments import Parser
 from ...errors import InvalidInputError
 from .hunt import Hunt
 from .plan import Plan, drawn
@@ -45,9 +46,9 @@ class Total(msgspec.Struct, frozen=True, kw_only=True):
     replay_shrunk: str = ""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the command's parser."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="python -m holdfast.testing.simulation",
         description="Play histories of the real engine in simulated time, on a simulated storage and market, with "
         "faults drawn from a seed, and judge each.",

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from .exits import USAGE
+USAGE = 2
+"""What a command exits with when its arguments have to be mended."""
 
 
 class Parser(argparse.ArgumentParser):
