@@ -274,7 +274,9 @@ def test_what_is_done_about_an_order_that_the_venue_knows_nothing_of(
 ) -> None:
     there = terms(features=features(mode, refuses_expired=refuses_expired))
     order = an_exit(Book([entered()]), intended_at_ms=NOW, expires_at_ms=NOW + 10_000) if is_exit else ENTRY
-    found = unfound(changed(order, state="unknown"), there, now_ms=NOW + after_ms, is_open=not is_exit)
+    found = unfound(
+        changed(order, state="unknown"), there, now_ms=NOW + after_ms, is_open=not is_exit, left=order.quantity
+    )  # fmt: skip
     match found:
         case Send(sent, again=True):
             assert decided == "send"
@@ -291,7 +293,18 @@ def test_what_is_done_about_an_order_that_the_venue_knows_nothing_of(
 
 
 def test_an_entry_of_a_signal_that_has_ended_is_never_sent_again() -> None:
-    assert isinstance(unfound(changed(ENTRY, state="unknown"), TERMS, now_ms=NOW, is_open=False), Wait)
+    assert isinstance(unfound(changed(ENTRY, state="unknown"), TERMS, now_ms=NOW, is_open=False, left=2.0), Wait)
+
+
+@pytest.mark.parametrize("left", [0.0, 1.0])
+def test_an_exit_is_not_sent_again_where_another_owner_has_closed_by_an_order_of_its_own(left: float) -> None:
+    there = terms(features=features("always", refuses_expired=False))
+    order = changed(an_exit(Book([entered()])), state="unknown")
+    late_ms = order.expires_at_ms + 100_000
+    assert unfound(order, there, now_ms=late_ms, is_open=False, left=order.quantity) == Send(order, again=True)
+    found = unfound(order, there, now_ms=late_ms, is_open=False, left=left)
+    assert isinstance(found, Put)
+    assert found.order.state == "expired"
 
 
 def test_what_rests_is_cancelled_when_its_time_is_over_or_its_signal_is() -> None:

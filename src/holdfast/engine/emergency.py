@@ -91,14 +91,21 @@ def overtaken_orders(changes: Mapping[Key, Row | None], stored: Mapping[Key, Row
     """
     overtaken: set[Key] = set()
     newest: dict[tuple[str, str], int] = {}
+    epochs: dict[tuple[str, str], int] = {}
     for one in stored.values():
         if isinstance(one, Order):
             newest[one.signal_id, one.action] = max(one.n, newest.get((one.signal_id, one.action), 0))
+    for kept in changes.values():
+        if isinstance(kept, Order):
+            epochs[kept.signal_id, kept.action] = max(kept.epoch, epochs.get((kept.signal_id, kept.action), 0))
     for key, row in changes.items():
         known = stored.get(key)
-        if not isinstance(row, Order):
+        if row is None and isinstance(known, Order):
+            if known.filled_quantity or known.epoch > epochs.get((known.signal_id, known.action), 0):
+                overtaken.add(key)  # it came to nothing here, and another owner has made one of that number since
+        elif not isinstance(row, Order):
             continue
-        if isinstance(known, Order):
+        elif isinstance(known, Order):
             went_on = known.state in ENDS and row.state not in ENDS
             if known.epoch > row.epoch or went_on or known.filled_quantity > row.filled_quantity:
                 overtaken.add(key)

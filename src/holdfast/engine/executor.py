@@ -430,7 +430,10 @@ class Executor:
                     self._suspect.update(one.client_order_id for one in self.book.of(order.signal_id) if is_ended(one))
                 await self._record(await self._looked_for(now))
         elif not is_ended(order):
-            step = unfound(order, self.terms, now_ms=self._clock(), is_open=order.signal_id == self._open_id)
+            step = unfound(
+                order, self.terms, now_ms=self._clock(), is_open=order.signal_id == self._open_id,
+                left=self.book.position(order.signal_id),
+            )  # fmt: skip
             if isinstance(step, Send | Put):
                 await self._do(step)
             elif order.venue_id and self._clock() >= order.expires_at_ms + self.terms.grace_ms:

@@ -338,16 +338,18 @@ def _paced(step: Step, asked_ms: int | None, terms: Terms, now_ms: int) -> Step:
     return Wait(asked_ms + terms.poll_ms)
 
 
-def unfound(order: Order, terms: Terms, *, now_ms: int, is_open: bool) -> Step:
+def unfound(order: Order, terms: Terms, *, now_ms: int, is_open: bool, left: float) -> Step:
     """Say what to do about an order that the venue knows nothing of, though it may have been sent.
 
     Args:
         is_open: Whether its signal is the one that is open.
+        left: How much of that is filled and not closed: another owner may have closed it by an order of its own.
     """
     features, is_exit = terms.features, order.action in EXITS
     in_time = now_ms < order.expires_at_ms
     # Where an id is refused for good the same request can do no harm; an entry that is late would.
-    wanted = (is_open and in_time) or (is_exit and (in_time or not features.refuses_expired))
+    is_due = is_exit and order.quantity <= left * (1 + DUST)
+    wanted = (is_open and in_time) or (is_due and (in_time or not features.refuses_expired))
     if wanted and features.refuses_repeated_ids == "always" and order.state in ("intended", "unknown"):
         return Send(order, again=True)
     if order.venue_id:

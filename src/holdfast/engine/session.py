@@ -160,7 +160,7 @@ class Session:
         await self._open_emergency()
         if self._sign is not None:
             await self._sign.join(self)  # first: an owner without a sign of life may be replaced at once
-        predecessor = None
+        predecessor, begun = None, 0 if self._sign is None else self._sign.begun
         try:
             found, tenure = await self._own()
         except UnavailableError as error:
@@ -179,6 +179,11 @@ class Session:
         self.outbox.add(found.events)
         if predecessor is not None:
             self.writer.stand_in(predecessor)
+        if self._sign is not None and self._sign.begun != begun:
+            # Whoever took it over meanwhile goes on after two signs of life of this process, and took one for that of
+            # a worker that had seen it, though no look was for a session that did not own yet.
+            await self._sign.look_for_new_owners(self)
+            self.writer.check()
         self._restored = found.state.signal or found.state.scheduled
         if self.executor is not None:
             await self.executor.recover(self)

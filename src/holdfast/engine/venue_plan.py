@@ -92,8 +92,10 @@ def _order(
     word: Word
     if report is None:
         word, now = "unknown_at_venue", order
-        is_open = order.signal_id == open_id
-        step: Step = Wait(None) if is_ended(order) else unfound(order, terms, now_ms=now_ms, is_open=is_open)
+        is_open, left = order.signal_id == open_id, book.position(order.signal_id)
+        step: Step = Wait(None)
+        if not is_ended(order):
+            step = unfound(order, terms, now_ms=now_ms, is_open=is_open, left=left)
     else:
         now = answered(order, report)
         same = (now.state, now.filled_quantity) == (order.state, order.filled_quantity)

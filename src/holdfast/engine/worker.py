@@ -166,6 +166,8 @@ class SignOfLife:
         self._task: asyncio.Task[None] | None = None
         self._starting, self._renewing = asyncio.Lock(), asyncio.Lock()
         self._looks = 0
+        self.begun = 0
+        """How many signs of life were begun."""
         self._sent_at = 0.0
         """When the newest sign of life that was stored, and followed by a look, had been sent; 0: none yet."""
         self.lapses = 0
@@ -223,6 +225,7 @@ class SignOfLife:
         """
         async with self._renewing:  # one look at a time: whoever waits for two of them must get two
             before = self._boot_clock()
+            self.begun += 1
             pid = os.getpid()
             owns = sum(one.owner is not None for one in self._sessions)
             row = Worker(
@@ -231,7 +234,7 @@ class SignOfLife:
                 fleet=self.fleet, leaving=self.leaving, at_ms=self._clock(),
             )  # fmt: skip
             await self._writer.commit({worker_key(self.holder): row})
-            await self._look_for_new_owners()
+            await self.look_for_new_owners(*self._sessions)
             self._looks += 1
             lapsed, self._sent_at = self._sent_at > 0 and not self.is_held, before
             if lapsed:
@@ -247,9 +250,13 @@ class SignOfLife:
             except HoldfastError as error:
                 _log.warning("no sign of life could be stored: %s", error)
 
-    async def _look_for_new_owners(self) -> None:
-        """A session that has nothing to commit would not notice that it was taken over."""
-        owned = {context_key("owner", s.context): (s, s.owner) for s in self._sessions if s.owner is not None}
+    async def look_for_new_owners(self, *sessions: Owning) -> None:
+        """Fence each session whose context was taken over: one that has nothing to commit would not notice it.
+
+        Raises:
+            UnavailableError: The store cannot be read now.
+        """
+        owned = {context_key("owner", s.context): (s, s.owner) for s in sessions if s.owner is not None}
         if not owned:
             return
         found, damaged = await self._store.salvage(*owned)

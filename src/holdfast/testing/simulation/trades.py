@@ -113,7 +113,7 @@ class TradeOracle:
 
     def _deleted(self, key: Key, op: Op) -> None:
         old, kept = cast("Order | None", self._books.rows.get(key)), self._kept.get(key.entity_id)
-        if kept is not None and kept.state in ENDS:
+        if kept is not None and kept.state in ENDS and (old is None or old.epoch <= kept.epoch):
             old = self.orders[key.entity_id] = kept  # what became of it and its deletion are merged as one commit
         if old is not None and (old.state not in ENDS or (self._position(old.signal_id) and not _came_to_nothing(old))):
             self._violate(f"{key}: {op.writer} deleted an order that is {old.state}, or whose signal is not closed")
@@ -165,7 +165,8 @@ class TradeOracle:
                 self._violate(f"{key}: an entry was intended before {left or 'an earlier order'} was settled")
             if others:
                 self._violate(f"{key}: {order.signal_id} has an entry already")
-        else:
+        elif order.client_order_id not in self._kept or all(one.epoch <= order.epoch for one in others):
+            # Else another owner has gone on, and what is merged may have been sent before that.
             if any(one.state not in ENDS for one in others):
                 self._violate(f"{key}: an exit was intended before what became of the others was on record")
             if not math.isclose(order.quantity, self._position(order.signal_id), rel_tol=_ROUNDING):
