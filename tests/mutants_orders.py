@@ -11,6 +11,20 @@ _ROWS = "tests/test_invariants.py"
 
 ORDERS: list[tuple[str, str, str, str, str]] = [
     (
+        "orders: what a journal deletes goes, though the next owner has used that number since",
+        "emergency.py",
+        "            if known.filled_quantity or known.epoch > epochs.get(",
+        "            if False and epochs.get(",
+        "tests/test_simulation.py -k plan_that_once",
+    ),
+    (
+        "orders: an exit is sent again though another owner has closed what it was for",
+        "orders.py",
+        "    is_due = is_exit and order.quantity <= left * (1 + DUST)\n",
+        "    is_due = is_exit\n",
+        f"{_RULES} -k by_an_order_of_its_own",
+    ),
+    (
         "orders: sent though a merge was refused and nobody knows yet why",
         "lifeline.py",
         "            tenure.is_doubtful = True  # it was not applied",

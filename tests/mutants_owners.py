@@ -11,6 +11,13 @@ _FLEET = "tests/test_fleet.py -k"
 
 OWNERS: list[tuple[str, str, str, str, str]] = [
     (
+        "owners: a session that was replaced while it recovered goes on until it commits",
+        "engine/session.py",
+        "        if self._sign is not None and self._sign.begun != begun:\n",
+        "        if False:\n",
+        f"{_OWNER} replaced_while_it_recovers",
+    ),
+    (
         "owners: neither owner nor session row is expected",
         "engine/tenure.py",
         "                self._owner_key: self._owner.version,\n"

@@ -17,6 +17,7 @@ from holdfast.backends.sqlite import SqliteBackend
 from holdfast.contract import Key
 from holdfast.domains import context_key, worker_key
 from holdfast.engine.ownership import OnConflict
+from holdfast.engine.recovery import Recovered, recover
 from holdfast.engine.session import Session
 from holdfast.engine.worker import Life, SignOfLife, Watch, boot_seconds, is_gone, machine, started_ticks
 from holdfast.errors import ConflictError, FencedError, HeldError, InvalidInputError, UnavailableError
@@ -231,6 +232,31 @@ async def test_a_takeover_fences_at_once_and_goes_on_when_the_old_owner_has_noti
     assert (await owner_of(second.store)).holder == "second", "a fenced session lets go of nothing"
     assert not (await owner_of(second.store)).released
     await session.close()
+
+
+async def test_a_session_that_is_replaced_while_it_recovers_finds_out_before_it_goes_on(
+    two: tuple[Process, Process, Time], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, time = two
+    successors = []
+
+    async def slow(*arguments: Any, holder: str, **named: Any) -> Recovered:
+        found = await recover(*arguments, holder=holder, **named)
+        if holder == "first":
+            taking = asyncio.ensure_future(second.session("takeover"))
+            await finished(taking, time, within=LEASE_SECONDS / 2)
+            assert taking.done(), "it took two signs of life for those of a worker that had looked"
+            successors.append(await taking)
+        return found
+
+    monkeypatch.setattr("holdfast.engine.session.recover", slow)
+    session = await first.session(recover=False)
+    with pytest.raises(FencedError, match="epoch 2"):
+        await session.recover()
+    assert session.owner is None
+    await session.close()
+    assert (await owner_of(second.store)).holder == "second"
+    await successors[0].close()
 
 
 async def test_a_takeover_outlasts_the_lease_of_a_paused_owner_which_gives_it_up_by_itself_before(
