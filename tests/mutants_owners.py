@@ -105,9 +105,9 @@ OWNERS: list[tuple[str, str, str, str, str]] = [
     (
         "owners: a sign of life counts before the look",
         "engine/worker.py",
-        "            await self._look_for_new_owners()\n            self._looks += 1\n",
+        "            await self.look_for_new_owners(*self._sessions)\n            self._looks += 1\n",
         "            self._sent_at = before\n"
-        "            await self._look_for_new_owners()\n            self._looks += 1\n",
+        "            await self.look_for_new_owners(*self._sessions)\n            self._looks += 1\n",
         f"{_OWNER} counts_only",
     ),
     (
