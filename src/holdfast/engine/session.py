@@ -180,8 +180,8 @@ class Session:
         if predecessor is not None:
             self.writer.stand_in(predecessor)
         if self._sign is not None and self._sign.begun != begun:
-            # Whoever took it over meanwhile goes on after two signs of life of this process, and took one for that of
-            # a worker that had seen it, though no look was for a session that did not own yet.
+            # Whoever takes a context over goes on after two signs of life of its old owner, which has looked at the
+            # owner rows by then. But no look until now was for this session, which did not own yet.
             await self._sign.look_for_new_owners(self)
             self.writer.check()
         self._restored = found.state.signal or found.state.scheduled
