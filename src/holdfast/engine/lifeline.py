@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..contract import Key
@@ -182,7 +182,7 @@ class Lifeline:
         Crash: All of it is in the store or none; merging again leaves out what is there.
         """
         if self._merging is None:
-            self._merging = asyncio.get_running_loop().create_task(self._measured(self._merge(tenure, recovering)))
+            self._merging = asyncio.get_running_loop().create_task(self._measured_merge(tenure, recovering))
             self._merging.add_done_callback(_looked_at)
         task, seconds = self._merging, self._health.policy.patience_seconds
         try:
@@ -199,10 +199,10 @@ class Lifeline:
         except UnknownOutcomeError as error:
             raise UnavailableError(f"{self._context}: what is in the emergency journal waits: {error}") from error
 
-    async def _measured(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _measured_merge(self, tenure: Tenure, recovering: bool) -> bool:
         number = self._health.began()
         try:
-            done = await work
+            done = await self._merge(tenure, recovering)
         except BaseException as error:
             self._health.ended(number, error)
             raise
