@@ -253,6 +253,11 @@ def test_an_order_is_asked_about_no_more_often_than_the_pace_says() -> None:
     assert step(waiting, asked={ENTRY.client_order_id: NOW}, now_ms=NOW + 1000) == Ask(waiting)
 
 
+def unasked(order: Order, there: Terms, *, now_ms: int, is_open: bool, **more: Any) -> Step:
+    """Return what is done about an order that the venue was asked about just now."""
+    return unfound(order, there, now_ms=now_ms, is_open=is_open, **{"asked_ms": now_ms, "left": order.quantity, **more})
+
+
 @pytest.mark.parametrize(
     ("mode", "refuses_expired", "after_ms", "is_exit", "decided"),
     [
@@ -274,9 +279,7 @@ def test_what_is_done_about_an_order_that_the_venue_knows_nothing_of(
 ) -> None:
     there = terms(features=features(mode, refuses_expired=refuses_expired))
     order = an_exit(Book([entered()]), intended_at_ms=NOW, expires_at_ms=NOW + 10_000) if is_exit else ENTRY
-    found = unfound(
-        changed(order, state="unknown"), there, now_ms=NOW + after_ms, is_open=not is_exit, left=order.quantity
-    )  # fmt: skip
+    found = unasked(changed(order, state="unknown"), there, now_ms=NOW + after_ms, is_open=not is_exit)
     match found:
         case Send(sent, again=True):
             assert decided == "send"
@@ -293,7 +296,14 @@ def test_what_is_done_about_an_order_that_the_venue_knows_nothing_of(
 
 
 def test_an_entry_of_a_signal_that_has_ended_is_never_sent_again() -> None:
-    assert isinstance(unfound(changed(ENTRY, state="unknown"), TERMS, now_ms=NOW, is_open=False, left=2.0), Wait)
+    assert isinstance(unasked(changed(ENTRY, state="unknown"), TERMS, now_ms=NOW, is_open=False), Wait)
+
+
+def test_an_answer_that_took_long_says_nothing_of_what_came_meanwhile() -> None:
+    over_ms = ENTRY.expires_at_ms + TERMS.grace_ms
+    late = changed(ENTRY, state="unknown")
+    assert unasked(late, TERMS, now_ms=over_ms + 90_000, is_open=True, asked_ms=over_ms - 1) == Wait(over_ms + 90_000)
+    assert isinstance(unasked(late, TERMS, now_ms=over_ms + 90_000, is_open=True, asked_ms=over_ms), Put)
 
 
 @pytest.mark.parametrize("left", [0.0, 1.0])
@@ -301,8 +311,8 @@ def test_an_exit_is_not_sent_again_where_another_owner_has_closed_by_an_order_of
     there = terms(features=features("always", refuses_expired=False))
     order = changed(an_exit(Book([entered()])), state="unknown")
     late_ms = order.expires_at_ms + 100_000
-    assert unfound(order, there, now_ms=late_ms, is_open=False, left=order.quantity) == Send(order, again=True)
-    found = unfound(order, there, now_ms=late_ms, is_open=False, left=left)
+    assert unasked(order, there, now_ms=late_ms, is_open=False) == Send(order, again=True)
+    found = unasked(order, there, now_ms=late_ms, is_open=False, left=left)
     assert isinstance(found, Put)
     assert found.order.state == "expired"
 
@@ -442,7 +452,9 @@ def test_old_rows_go_but_none_that_the_venue_took_and_never_the_newest_number() 
         book.put(an_exit(book, state=state, venue_id="v" if n == 3 else "", intended_at_ms=NOW + n))
     new = an_exit(book, intended_at_ms=NOW + 9)
     assert new.n == 5
-    assert superseded(book, new) == [client_order_id(CONTEXT, SIGNAL.id, "close", 1)]
+    first = client_order_id(CONTEXT, SIGNAL.id, "close", 1)
+    assert superseded(book, new) == [first]
+    assert superseded(book, new, {first}) == [], "the venue is yet to be asked about it once more"
 
 
 def test_the_orders_of_the_newest_signals_stay() -> None:

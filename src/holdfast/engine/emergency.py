@@ -31,7 +31,7 @@ from ..rows import Decision, GapPlan, Order, Row, SessionRow
 from ..store import Store
 from .blocks import Blocks, FileSpace, Space
 from .modes import TroublePolicy
-from .orders import ENDS, EXITS
+from .orders import ENDS, EXITS, replaced
 
 _log = logging.getLogger("holdfast")
 
@@ -82,13 +82,30 @@ def together(kept: Sequence[Kept]) -> tuple[dict[Key, Row | None], tuple[Key, ..
     return changes, tuple(dict.fromkeys(key for one in kept for key in one.guards))
 
 
-def overtaken_orders(changes: Mapping[Key, Row | None], stored: Mapping[Key, Row]) -> set[Key]:
-    """Return the orders of which the store knows more than what is kept: another owner has dealt with them since.
+def beside_others(changes: Mapping[Key, Row | None], stored: Mapping[Key, Row]) -> dict[Key, Row | None]:
+    """Return what is to be merged of ``changes``, where another owner may have gone on with the orders since.
+
+    Left out is what the store knows more about. An exit that may have been sent, of a signal for which another owner
+    has made one of its own, is recorded as over: the venue is asked about it once more, and it is not sent again.
 
     Args:
         changes: What is kept.
         stored: All orders of the context.
     """
+    overtaken = _overtaken(changes, stored)
+    exits = [one for one in stored.values() if isinstance(one, Order) and one.action in EXITS]
+
+    def merged(row: Row | None) -> Row | None:
+        if not isinstance(row, Order) or row.action not in EXITS or row.state in ENDS:
+            return row
+        if not any(one.signal_id == row.signal_id and one.epoch > row.epoch for one in exits):
+            return row
+        return replaced(row, state="expired", note="another owner has made an exit of its own")
+
+    return {key: merged(row) for key, row in changes.items() if key not in overtaken}
+
+
+def _overtaken(changes: Mapping[Key, Row | None], stored: Mapping[Key, Row]) -> set[Key]:
     overtaken: set[Key] = set()
     newest: dict[tuple[str, str], int] = {}
     epochs: dict[tuple[str, str], int] = {}

@@ -167,6 +167,9 @@ class Executor:
                 self._doubtful[order.client_order_id] = order.expires_at_ms + self.terms.grace_ms
         self._session, self._over = session, False
         self._restored = {self._open_id, *self.book.signal_ids()}
+        if self._may_be_made:  # whoever intended it may have died before it had asked
+            under_way = (one for one in self.book.orders.values() if one.action in EXITS and one.state == "intended")
+            self._unasked.update(one.client_order_id for one in under_way)
         self._news = OrderNews(session, self._listeners, self._clock)
         if self._open_id is not None and not self.book.of(self._open_id):
             self._news.lacking(self._open_id)
@@ -342,7 +345,7 @@ class Executor:
             return
         if not step.again:
             self._unsent.discard(order.client_order_id)
-        self._asked[order.client_order_id] = self._clock()
+        sent_ms = self._asked[order.client_order_id] = self._clock()
         try:
             report = await self._venue.submit(order)
         except UnavailableError as error:
@@ -363,7 +366,7 @@ class Executor:
             if order.action in EXITS:
                 self._late = min(self._late + 1, 16) if report.state == "expired" else 0
                 self._allow_time()
-            late = self._clock() >= order.expires_at_ms + self.terms.grace_ms
+            late = sent_ms >= order.expires_at_ms + self.terms.grace_ms
             now = answered(order, report, resent=step.again, late=late)
             if now.state == "unknown" and not step.again:
                 self._asked.pop(order.client_order_id, None)
@@ -414,7 +417,7 @@ class Executor:
                 await self._record(answered(replaced(made, quantity=one.quantity or one.filled_quantity), one))
 
     async def _ask(self, order: Order) -> None:
-        self._asked[order.client_order_id] = self._clock()
+        asked_ms = self._asked[order.client_order_id] = self._clock()
         try:
             report, count = await self._venue.known(order)
         except HoldfastError as error:
@@ -431,19 +434,19 @@ class Executor:
                 await self._record(await self._looked_for(now))
         elif not is_ended(order):
             step = unfound(
-                order, self.terms, now_ms=self._clock(), is_open=order.signal_id == self._open_id,
+                order, self.terms, asked_ms=asked_ms, now_ms=self._clock(), is_open=order.signal_id == self._open_id,
                 left=self.book.position(order.signal_id),
             )  # fmt: skip
             if isinstance(step, Send | Put):
                 await self._do(step)
-            elif order.venue_id and self._clock() >= order.expires_at_ms + self.terms.grace_ms:
+            elif order.venue_id and asked_ms >= order.expires_at_ms + self.terms.grace_ms:
                 self._news.hidden(order)
         if is_ended(order):  # only now: what was found must be on record before anybody takes this for the end
             if report is None and may_turn_up(order, self.terms):
                 # Whoever put that on record may have been killed before it told anybody.
                 self._news.ended(order, self.terms)
             self._suspect.discard(order.client_order_id)
-            if self._clock() >= self._doubtful.get(order.client_order_id, 0):
+            if asked_ms >= self._doubtful.get(order.client_order_id, 0):
                 self._doubtful.pop(order.client_order_id, None)
         self._tell()
 
@@ -487,7 +490,7 @@ class Executor:
         for order in orders:
             context = Context(*order.context)
             if order.client_order_id not in self.book.orders:
-                rows |= {order_key(context, name): None for name in superseded(self.book, order)}
+                rows |= {order_key(context, name): None for name in superseded(self.book, order, self._doubtful)}
             rows[order_key(context, order.client_order_id)] = order
         return rows
 

@@ -30,7 +30,7 @@ from ..errors import (
 from ..names import Context
 from ..rows import Guard, Owner, Row, SessionRow
 from ..store import Loaded, Store, Writer
-from .emergency import Kept, overtaken_orders, remaining, together
+from .emergency import Kept, beside_others, remaining, together
 from .lanes import commit_surely
 from .modes import Mode
 from .tenure import Tenure
@@ -306,8 +306,8 @@ class Lifeline:
             if todo:
                 changes, _ = together(todo)
                 if recovering:
-                    for key in await self._overtaken_orders(changes):
-                        del changes[key]
+                    orders = await self._store.scan("order", owner_key.entity_name)
+                    changes = beside_others(changes, {key: loaded.row for key, loaded in orders.items()})
                 for key in slots:
                     old = cast("Guard", found[key].row).changes if key in found else 0
                     changes[key] = Guard(changes=old + 1)
@@ -340,11 +340,6 @@ class Lifeline:
             owner = Loaded(mine, number)
         tenure.adopt(owner, session)
         self.predecessor = None
-
-    async def _overtaken_orders(self, changes: Mapping[Key, Row | None]) -> set[Key]:
-        """An owner in between may have gone on with orders and left the session row as it was."""
-        orders = await self._store.scan("order", context_key("session", self._context).entity_name)
-        return overtaken_orders(changes, {key: loaded.row for key, loaded in orders.items()})
 
     # ------------------------------------------------------------------ the journal
 

@@ -196,17 +196,20 @@ def later_exits(order: Order, terms: Terms) -> list[Order]:
     return [replaced(order, n=n, client_order_id=name) for n, name in names.items()]
 
 
-def superseded(book: Book, order: Order) -> list[str]:
+def superseded(book: Book, order: Order, doubtful: Collection[str] = ()) -> list[str]:
     """Return the ids of rows that may go when ``order`` is committed: old failed exits, signals long settled.
 
     The newest exit always stays, so that its number is never used again.
+
+    Args:
+        doubtful: Ended orders of which the venue is yet to be asked once more; they stay.
     """
     if order.action in EXITS:
         # What the venue took may fill yet, whatever it said when it was cancelled: that row stays.
         failed = [
             one
             for one in book.of(order.signal_id)
-            if one.action == order.action and one.n < order.n - 1
+            if one.action == order.action and one.n < order.n - 1 and one.client_order_id not in doubtful
             and one.state in ("rejected", "expired") and not one.venue_id and not one.missing_quantity
         ]  # fmt: skip
         return [one.client_order_id for one in failed]
@@ -338,10 +341,11 @@ def _paced(step: Step, asked_ms: int | None, terms: Terms, now_ms: int) -> Step:
     return Wait(asked_ms + terms.poll_ms)
 
 
-def unfound(order: Order, terms: Terms, *, now_ms: int, is_open: bool, left: float) -> Step:
+def unfound(order: Order, terms: Terms, *, asked_ms: int, now_ms: int, is_open: bool, left: float) -> Step:
     """Say what to do about an order that the venue knows nothing of, though it may have been sent.
 
     Args:
+        asked_ms: When the venue was asked: the answer may have taken long, and what came meanwhile is not in it.
         is_open: Whether its signal is the one that is open.
         left: How much of that is filled and not closed: another owner may have closed it by an order of its own.
     """
@@ -354,8 +358,9 @@ def unfound(order: Order, terms: Terms, *, now_ms: int, is_open: bool, left: flo
         return Send(order, again=True)
     if order.venue_id:
         return Wait(now_ms + terms.poll_ms)  # the venue took it: that it shows none now does not undo that
-    if now_ms < order.expires_at_ms + terms.grace_ms:
-        return Wait(min(now_ms + terms.poll_ms, order.expires_at_ms + terms.grace_ms))
+    over_ms = order.expires_at_ms + terms.grace_ms
+    if asked_ms < over_ms:
+        return Wait(max(now_ms, min(now_ms + terms.poll_ms, over_ms)))
     return Put(replaced(order, state="expired", note="unknown at the venue after its expiry"))
 
 

@@ -95,7 +95,7 @@ def _order(
         is_open, left = order.signal_id == open_id, book.position(order.signal_id)
         step: Step = Wait(None)
         if not is_ended(order):
-            step = unfound(order, terms, now_ms=now_ms, is_open=is_open, left=left)
+            step = unfound(order, terms, asked_ms=now_ms, now_ms=now_ms, is_open=is_open, left=left)
     else:
         now = answered(order, report)
         same = (now.state, now.filled_quantity) == (order.state, order.filled_quantity)

@@ -286,7 +286,8 @@ class TradeOracle:
                 continue
             if len(those) > 1 and features.refuses_repeated_ids == "always":
                 self._violate(f"twice: the venue took {name} {len(those)} times")
-            if any(one.is_open for one in those):
+            resting = [one for one in those if one.is_open]
+            if resting and (features.refuses_expired or any(one.at_ms < self._over_ms(row) for one in resting)):
                 self._violate(f"forgotten: {name} rests at the venue")
             if math.isclose(row.filled_quantity, filled, abs_tol=_ROUNDING):
                 continue
