@@ -168,8 +168,8 @@ MODES: list[tuple[str, str, str, str, str]] = [
     (
         "emergency: an order with which another owner went on falls back to what is kept",
         "lifeline.py",
-        "                if recovering:\n                    for key",
-        "                if False:\n                    for key",
+        "                if recovering:\n                    orders =",
+        "                if False:\n                    orders =",
         f"{_JOURNAL} -k fall_back",
     ),
     (

@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from order_kit import CONTEXT, features
 
+from holdfast.contract import Key
+from holdfast.domains import order_key
 from holdfast.engine.answers import answered, elsewhere, missing, together
 from holdfast.engine.broker import OrderReport, VenuePosition
+from holdfast.engine.emergency import beside_others
 from holdfast.engine.orders import (
     Ask,
     Book,
@@ -513,3 +516,36 @@ def test_whatever_the_venue_answers_what_is_closed_is_what_was_filled(data: st.D
     assert open_id is None
     assert closed == pytest.approx(entered_quantity)
     assert book.unsettled() == []
+
+
+# ---------------------------------------------------------------------- beside another owner's
+
+
+def of_epoch(epoch: int, n: int, state: OrderState, **more: Any) -> tuple[Key, Order]:
+    """Return an exit of an owner, under its key."""
+    name = client_order_id(CONTEXT, SIGNAL.id, "close", n)
+    order = changed(an_exit(Book([entered()])), n=n, client_order_id=name, epoch=epoch, state=state, **more)
+    return order_key(CONTEXT, name), order
+
+
+@pytest.mark.parametrize("state", ["intended", "unknown", "sent"])
+def test_a_journals_exit_is_over_where_another_owner_has_made_one_of_its_own(state: OrderState) -> None:
+    key, kept = of_epoch(1, 2, state)
+    theirs, mine = of_epoch(2, 1, "intended"), of_epoch(1, 1, "rejected")
+    assert beside_others({key: kept}, dict([mine])) == {key: kept}
+    (merged,) = beside_others({key: kept}, dict([theirs])).values()
+    assert isinstance(merged, Order)
+    assert (merged.state, merged.expires_at_ms) == ("expired", kept.expires_at_ms), "the venue is asked once more"
+    filled = of_epoch(1, 2, "filled", filled_quantity=2.0)
+    assert beside_others(dict([filled]), dict([theirs])) == dict([filled])
+
+
+def test_a_journal_deletes_no_exit_that_another_owner_has_made_under_the_same_number() -> None:
+    newest = of_epoch(1, 3, "expired")
+    for stored, stays in (
+        (of_epoch(1, 1, "intended"), False), (of_epoch(1, 1, "expired"), False),
+        (of_epoch(2, 1, "rejected"), True), (of_epoch(1, 1, "filled", filled_quantity=2.0), True),
+    ):  # fmt: skip
+        merged = beside_others({stored[0]: None, newest[0]: newest[1]}, dict([stored]))
+        assert (stored[0] not in merged) is stays, stored
+        assert newest[0] in merged

@@ -275,6 +275,29 @@ async def test_an_exit_that_the_dead_sent_from_a_lost_journal_is_found_and_not_s
     assert [(order.state, order.filled_quantity) for order in exits] == [("filled", 2.0)]
 
 
+async def test_an_exit_that_the_dead_had_put_on_record_is_not_sent_beside_one_from_a_lost_journal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One owner sent the second exit out of its journal; the next intended the first, and died before it had asked."""
+    monkeypatch.setattr(Executor, "_may_be_made", True)  # as on a shared store
+    desk = Desk(promised=features("always", refuses_expired=False, reduce_only=False))
+    desk.time.now_ms = minute_ms(1) + 2_000
+    entry = stored("open", state="filled", filled_quantity=2.0, venue_id="p1")
+    second = client_order_id(CONTEXT, SIGNAL_ID, "close", 2)
+    sent: dict[str, Any] = {"symbol": "BTCUSDT", "expires_at_ms": 10**15, "reference_price": 43000.0, "quantity": 2.0}
+    desk.broker.book.submit(OrderRequest(client_order_id=ENTRY, side="buy", **sent))
+    desk.broker.book.submit(OrderRequest(client_order_id=second, side="sell", **sent))
+    store = await left_behind(entry, stored("close", reduce_only=False), is_open=False)
+    await live(desk, store)
+    assert desk.broker.sent == []
+    assert desk.broker.held_quantity == 0
+    exits = [order for order in (await orders_in(store)).orders.values() if order.action == "close"]
+    assert {(order.n, order.state, order.filled_quantity) for order in exits} == {
+        (1, "expired", 0.0),
+        (2, "filled", 2.0),
+    }
+
+
 async def test_an_exit_of_a_restored_signal_that_nobody_sent_is_sent_once_the_venue_was_asked() -> None:
     desk = Desk(promised=features("while_open"))
     desk.time.now_ms = minute_ms(1) + 2_000
@@ -720,10 +743,10 @@ async def test_an_exit_that_was_perhaps_sent_and_has_nothing_left_to_close_is_no
     await live(desk, store)
     book = await orders_in(store)
     assert book.unsettled() == []
-    assert [order.state for order in book.of(SIGNAL_ID)] == ["filled", "rejected", "rejected"], (
-        "the first failure is gone"
+    assert [order.state for order in book.of(SIGNAL_ID)] == ["filled", "expired", "rejected", "rejected"], (
+        "what may still turn up stays until the venue was asked about it once more"
     )
-    assert [order.missing_quantity for order in book.of(SIGNAL_ID)] == [0.0, 0.0, 2.0]
+    assert [order.missing_quantity for order in book.of(SIGNAL_ID)] == [0.0, 0.0, 0.0, 2.0]
     told = [str(failure.error) for failure in desk.bot.errors if isinstance(failure.error, OrderError)]
     assert any(EXIT in text and "may still turn up" in text for text in told)
 

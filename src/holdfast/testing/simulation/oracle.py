@@ -59,8 +59,8 @@ class Oracle:
         self._is_calm = len(plan.processes) == 1 and not plan.faults and plan.lag_seconds < 0.1
         self._writers: dict[str, str] = {}
         """For each context, the lane that wrote its owner row."""
-        self._beats: dict[str, list[float]] = defaultdict(list)
-        """When the storage took each sign of life of a process."""
+        self._beats: dict[str, list[tuple[float, bool]]] = defaultdict(list)
+        """When the storage took each sign of life of a process; False: its deletion, as it ended in good order."""
         self._events: dict[str, dict[int, Event]] = defaultdict(dict)
         """Every event that was ever committed."""
         self._kept: dict[Key, Event] = {}
@@ -94,7 +94,7 @@ class Oracle:
             else:
                 self.rows[key] = row
             if key.domain == "worker":
-                self._beats[key.entity_name].append(self._now())
+                self._beats[key.entity_name].append((self._now(), row is not None))
         if scope == "main" and any(key.domain not in ("owner", "outage") for key in decoded):
             for broken in check(self.rows):
                 self._violate(f"after a commit of {op.writer}: {broken}")
@@ -144,9 +144,9 @@ class Oracle:
             self.trades.owned(name, op, sender)
         if before is None or before.released or row.holder == before.holder or sender.on_conflict == "takeover":
             return
-        seen = [when for when in self._beats[before.holder] if when <= sender.looked_seconds]
-        if Key("worker", before.holder, "beat") in self.rows and seen:  # it may have woken since that look
-            unseen = sender.looked_seconds - seen[-1]
+        seen = [beat for beat in self._beats[before.holder] if beat[0] <= sender.looked_seconds]
+        if Key("worker", before.holder, "beat") in self.rows and seen and seen[-1][1]:  # it may have woken since
+            unseen = sender.looked_seconds - seen[-1][0]
             if unseen < self._plan.lease_seconds - 1e-6:
                 self._violate(f"{name}: {sender.name} replaced {before.holder} {unseen:.3f} s after its sign of life")
 
@@ -175,7 +175,7 @@ class Oracle:
 
     def beat_seconds(self, holder: str) -> float | None:
         """Return when the storage took a process's last sign of life; None: never."""
-        return max(self._beats[holder], default=None)
+        return max((when for when, lives in self._beats[holder] if lives), default=None)
 
     def fenced(self, sender: Sender, number: int) -> None:
         """Judge that a process was told that somebody else owns a context."""
