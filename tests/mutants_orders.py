@@ -43,7 +43,7 @@ ORDERS: list[tuple[str, str, str, str, str]] = [
         "emergency.py",
         "            if known.filled_quantity or known.epoch > epochs.get(",
         "            if False and epochs.get(",
-        "tests/test_simulation.py -k plan_that_once",
+        f"{_RULES} -k deletes_no_exit",
     ),
     (
         "orders: an exit is sent again though another owner has closed what it was for",
@@ -64,7 +64,7 @@ ORDERS: list[tuple[str, str, str, str, str]] = [
         "emergency.py",
         "        elif not row.filled_quantity and row.n < newest.get((row.signal_id, row.action), 0):\n",
         "        elif False:\n",
-        "tests/test_simulation.py -k plan_that_once",
+        f"{_RULES} -k stays_deleted",
     ),
     (
         "orders: an exit out of a lost journal is looked for by its own number alone",

@@ -549,3 +549,10 @@ def test_a_journal_deletes_no_exit_that_another_owner_has_made_under_the_same_nu
         merged = beside_others({stored[0]: None, newest[0]: newest[1]}, dict([stored]))
         assert (stored[0] not in merged) is stays, stored
         assert newest[0] in merged
+
+
+def test_an_exit_that_came_to_nothing_and_that_another_owner_has_deleted_stays_deleted() -> None:
+    failed, newest = of_epoch(1, 1, "expired"), of_epoch(2, 3, "rejected")
+    assert beside_others(dict([failed]), dict([newest])) == {}
+    filled = of_epoch(1, 1, "filled", filled_quantity=2.0)
+    assert beside_others(dict([filled]), dict([newest])) == dict([filled])
