@@ -7,6 +7,9 @@ from pathlib import PurePosixPath
 
 import pytest
 
+from holdfast.engine.backtest import Backtest
+from holdfast.engine.live import Live
+
 _Counts = dict[str, Counter[str]]
 
 PARTS: dict[str, tuple[str, ...]] = {
@@ -43,6 +46,13 @@ PARTS: dict[str, tuple[str, ...]] = {
     "docs and imports": ("docs", "imports"),
 }
 """What ``make test`` prints the time of; a file that no part names stands under its own name."""
+
+
+@pytest.fixture(autouse=True)
+def no_ended_runs() -> None:
+    """What earlier tests of this process ran is not listed any more."""
+    Live.clear()
+    Backtest.clear()
 
 
 def part_of(nodeid: str) -> str:

@@ -53,7 +53,6 @@ CONTEXT = Context("binance", "BTCUSDT", "my-strategy")
 
 @pytest.fixture(autouse=True)
 def no_runs_left() -> Iterator[None]:
-    Live.clear()  # those of other files' tests
     yield
     gc.collect()
     assert [run for run in Live.list() if run.status == "pending"] == []
