@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar, cast
 
 import msgspec
@@ -107,14 +107,8 @@ def beside_others(changes: Mapping[Key, Row | None], stored: Mapping[Key, Row]) 
 
 def _overtaken(changes: Mapping[Key, Row | None], stored: Mapping[Key, Row]) -> set[Key]:
     overtaken: set[Key] = set()
-    newest: dict[tuple[str, str], int] = {}
-    epochs: dict[tuple[str, str], int] = {}
-    for one in stored.values():
-        if isinstance(one, Order):
-            newest[one.signal_id, one.action] = max(one.n, newest.get((one.signal_id, one.action), 0))
-    for kept in changes.values():
-        if isinstance(kept, Order):
-            epochs[kept.signal_id, kept.action] = max(kept.epoch, epochs.get((kept.signal_id, kept.action), 0))
+    newest = _highest(stored.values(), lambda order: order.n)
+    epochs = _highest(changes.values(), lambda order: order.epoch)
     for key, row in changes.items():
         known = stored.get(key)
         if row is None and isinstance(known, Order):
@@ -129,6 +123,16 @@ def _overtaken(changes: Mapping[Key, Row | None], stored: Mapping[Key, Row]) -> 
         elif not row.filled_quantity and row.n < newest.get((row.signal_id, row.action), 0):
             overtaken.add(key)  # it came to nothing there too, and was deleted when the next one followed
     return overtaken
+
+
+def _highest(rows: Iterable[Row | None], number: Callable[[Order], int]) -> dict[tuple[str, str], int]:
+    """Return the highest number among the orders of each signal and action."""
+    highest: dict[tuple[str, str], int] = {}
+    for row in rows:
+        if isinstance(row, Order):
+            which = row.signal_id, row.action
+            highest[which] = max(number(row), highest.get(which, 0))
+    return highest
 
 
 def may_be_kept(rows: Mapping[Key, Row | None]) -> bool:
