@@ -32,7 +32,6 @@ REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "BTCUSDT-1m-202
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     yield
-    Backtest.clear()
     assert not Backtest._tasks
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,6 @@ from power_workloads import FOCUS, make_backend
 
 from holdfast.backends.memory import MemoryBackend
 from holdfast.contract import Backend, Guarantees, How, Survives
-from holdfast.engine.live import Live
 from holdfast.errors import HoldfastError
 from holdfast.invariants import check_store
 from holdfast.rows import Event, Trade
@@ -27,12 +26,6 @@ from holdfast.testing.steps import cancelled_at
 
 MOST_CALLS = 500
 LIVES = 8
-
-
-@pytest.fixture(autouse=True)
-def no_runs_left() -> Iterator[None]:
-    yield
-    Live.clear()
 
 
 class Run:

@@ -56,7 +56,6 @@ def no_runs_left() -> Iterator[None]:
     yield
     gc.collect()
     assert [run for run in Live.list() if run.status == "pending"] == []
-    Live.clear()
 
 
 @pytest.fixture

@@ -34,7 +34,6 @@ NAME = entity_name(CONTEXT.symbol, CONTEXT.strategy_name, CONTEXT.exchange_name)
 def no_runs_left() -> Iterator[None]:
     yield
     assert [run for run in Live.list() if run.status == "pending"] == []
-    Live.clear()
 
 
 @pytest.fixture(params=["home", "classes"])

@@ -7,7 +7,6 @@ closed one-minute candles in every mode, and callbacks come after the decision i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,6 @@ from holdfast.rules.candles import MINUTE_MS
 
 LIMIT_LONG = {**LONG, "priceOpen": 42_500.0}
 LIMIT_SHORT = {**SHORT, "priceOpen": 43_500.0}
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    Backtest.clear()
 
 
 async def test_scenario_14_two_limit_longs_write_their_rows_and_a_null_each() -> None:
