@@ -68,6 +68,20 @@ SQL: list[tuple[str, str, str, str, str]] = [
         f"{_SQLITE} attests",
     ),
     (
+        "sqlite: a reader takes a transaction that was interrupted for a store that holds nothing yet",
+        "backends/sqlite/file.py",
+        " and not any(header[_PAGES_BEFORE]):",
+        ":",
+        f"{_SQLITE} interrupted",
+    ),
+    (
+        "sqlite: a reader of a store that was killed at its making is told of permissions",
+        "backends/sqlite/file.py",
+        "== sqlite3.SQLITE_READONLY_ROLLBACK:",
+        "== -1:",
+        f"{_SQLITE} maker_was_killed",
+    ),
+    (
         "postgres: expected versions are not compared",
         "backends/postgres/statements.py",
         "WHERE coalesce(CASE WHEN r.scope = $1 THEN r.version END, 0) <> v)\n  RETURNING c.number),",

@@ -219,16 +219,17 @@ def test_copies_and_wrappers_are_tortured_by_their_name_and_nothing_stays(
     store = f"encrypted+sqlite:{tmp_path}/one.db file:{tmp_path}/two"
     words = ("--seed", "3", "--minutes", "200", "--symbols", "BTCUSDT", "--kills", "4")
     code, found = torture("--store", store, *words)
-    assert (code, found["kills"], found["differences"], found["kept"]) == (0, 4, [], [])
+    assert (code, found["lost"], found["broken"]) == (0, [], [])
+    assert (found["kills"], found["differences"], found["kept"]) == (4, [], [])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_torture_goes_on_where_it_stopped(tmp_path: Path) -> None:
     arguments = ("--seed", "3", "--minutes", "200", "--symbols", "BTCUSDT", "--resume", str(tmp_path))
     code, first = torture("--kills", "3", *arguments)
-    assert (code, first["kills"]) == (0, 3)
+    assert (code, first["kills"], first["broken"]) == (0, 3, [])
     code, second = torture("--kills", "5", *arguments)
-    assert (code, second["kills"]) == (0, 5)
+    assert (code, second["kills"], second["broken"]) == (0, 5, [])
     assert second["commits"] > first["commits"]
 
 

@@ -263,12 +263,19 @@ async def test_reads_are_bounded_too_and_work_again_after_it(proxy: Proxy, tmp_p
     clock = asyncio.get_running_loop().time
     ways: list[How] = ["hole", "reset", "close"]
     for how in ways:
-        await read_at_last(backend)
-        proxy.cut("answers", 3, how)
-        begun = clock()
-        with pytest.raises(UnavailableError):
-            await backend.read("main", KEYS)
-        assert clock() - begun < DEADLINE_SECONDS + SLACK_SECONDS
+        for _ in range(40):
+            await read_at_last(backend)
+            proxy.cut("answers", 3, how)
+            begun = clock()
+            try:
+                await backend.read("main", KEYS)
+            except UnavailableError:
+                break
+            finally:
+                assert clock() - begun < DEADLINE_SECONDS + SLACK_SECONDS
+            # The cut fell into an answer to the driver's own looking round, and the read went through.
+        else:
+            raise AssertionError(f"no read was cut by {how}")
     await read_at_last(backend)
     await backend.close()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
 import sqlite3
 import stat
 import time
@@ -157,6 +159,48 @@ async def test_a_store_whose_maker_was_killed_before_it_held_anything_is_not_the
     await backend.open()
     assert await backend.commit("main", {A: b"{}"}, {}, op=Op("w", 1)) == 1
     await backend.close()
+
+
+def _interrupt(place: Path, left: Path) -> None:
+    """Put at ``left`` what a process leaves that is killed in a transaction of a rollback journal, on ``place``."""
+    with contextlib.closing(sqlite3.connect(place, isolation_level=None)) as sql:
+        sql.execute("PRAGMA cache_size = 1")
+        sql.execute("BEGIN IMMEDIATE")
+        sql.execute("CREATE TABLE half (text TEXT)")
+        sql.executemany("INSERT INTO half VALUES (?)", [("x" * 4000,)] * 50)  # the cache spills into the file
+        for ending in ("", "-journal"):
+            shutil.copy(f"{place}{ending}", f"{left}{ending}")
+
+
+async def test_a_reader_of_a_store_whose_maker_was_killed_over_it_sees_that_nothing_was_stored(tmp_path: Path) -> None:
+    left = tmp_path / "s.db"
+    _interrupt(tmp_path / "empty.db", left)
+    before = left.read_bytes()
+    with pytest.raises(NotFoundError, match="nothing was stored"):
+        await SqliteBackend(left).open(read_only=True)
+    assert left.read_bytes() == before, "a reader changes nothing"
+    writer = SqliteBackend(left)
+    await writer.open()
+    assert await writer.commit("main", {A: b"{}"}, {A: 0}, op=Op("w", 1)) == 1
+    await writer.close()
+
+
+async def test_a_reader_does_not_take_back_what_was_interrupted_by_others_and_says_who_can(tmp_path: Path) -> None:
+    place, left = tmp_path / "before.db", tmp_path / "s.db"
+    store = SqliteBackend(place)
+    await store.open()
+    await store.commit("main", {A: b"{}"}, {A: 0}, op=Op("w", 1))
+    await store.close()
+    with contextlib.closing(sqlite3.connect(place)) as sql:
+        sql.execute("PRAGMA journal_mode = DELETE")
+    _interrupt(place, left)
+    with pytest.raises(UnavailableError, match="open it for writing once"):
+        await SqliteBackend(left).open(read_only=True)
+    for read_only in (False, True):
+        store = SqliteBackend(left)
+        await store.open(read_only=read_only)
+        assert (await store.read("main", [A]))[A].payload == b"{}"
+        await store.close()
 
 
 async def test_another_processs_transaction_is_waited_for_until_the_deadline(tmp_path: Path) -> None:

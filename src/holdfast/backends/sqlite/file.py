@@ -38,6 +38,9 @@ _SOLID = ("ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "jfs")
 _CHECKED_BYTES = 32 * 1024 * 1024
 """Up to this size the whole file is checked at open, which takes a few hundredths of a second."""
 
+_PAGES_BEFORE = slice(16, 20)
+"""Where a rollback journal says how many pages the file had before."""
+
 _TABLES = (
     # One table for where a scope stands and for its writers, so that a commit seldom touches two pages of it.
     "CREATE TABLE heads (scope TEXT NOT NULL, writer TEXT NOT NULL, n INTEGER NOT NULL, number INTEGER NOT NULL, "
@@ -85,6 +88,8 @@ class SqliteFile:
             self._check()
         except sqlite3.Error as error:
             self.close()
+            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise self._interrupted() from error
             raise self.mapped(error, "it cannot be opened") from error
         except BaseException:
             self.close()
@@ -230,6 +235,21 @@ class SqliteFile:
             for place in Path(self.path).parents:
                 with contextlib.suppress(PermissionError):
                     _sync_directory(place)
+
+    def _interrupted(self) -> HoldfastError:
+        """Return what to tell a reader who must not take back a transaction that was interrupted.
+
+        A store has a rollback journal only until it is in WAL mode: of a file that was empty before, which the
+        journal's header says (https://www.sqlite.org/fileformat.html, "The Rollback Journal"), nothing was stored.
+        """
+        with contextlib.suppress(OSError), open(f"{self.path}-journal", "rb") as journal:
+            if len(header := journal.read(_PAGES_BEFORE.stop)) == _PAGES_BEFORE.stop and not any(header[_PAGES_BEFORE]):
+                return NotFoundError(f"there is no store at {self.path} yet: nothing was stored", backend=self.name)
+        return UnavailableError(
+            f"{self.name}: a transaction was interrupted, and a reader changes nothing: open it for writing once, "
+            "which takes the transaction back",
+            backend=self.name,
+        )
 
     def _make_durable(self) -> None:
         """Flush what a process that was killed may have left unflushed, before anybody acts on it."""
