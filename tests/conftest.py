@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from pathlib import PurePosixPath
 
@@ -47,12 +48,32 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 """What ``make test`` prints the time of; a file that no part names stands under its own name."""
 
+LONG = ("kills and lost power", "histories", "mutants", "zombies", "shared_limits")
+"""Parts with tests of half a minute and more."""
+
 
 @pytest.fixture(autouse=True)
 def no_ended_runs() -> None:
     """What earlier tests of this process ran is not listed any more."""
     Live.clear()
     Backtest.clear()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the long ones begin first where several processes share the tests: all would wait for one that begins last.
+
+    Each process is given a run of the list, so each run begins with its share of them. The order is random otherwise.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if processes == 1:
+        return
+    long = [item for item in items if part_of(item.nodeid) in LONG]
+    others = [item for item in items if part_of(item.nodeid) not in LONG]
+    share = -(-len(others) // processes)
+    items[:] = [
+        item for at in range(processes) for item in (*long[at::processes], *others[at * share : (at + 1) * share])
+    ]
 
 
 def part_of(nodeid: str) -> str:

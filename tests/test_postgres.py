@@ -21,7 +21,8 @@ from holdfast.errors import ConflictError, FailedError, InvalidInputError, Unava
 
 A, B = Key("signal", "BTCUSDT_a_x", "BTCUSDT"), Key("signal", "ETHUSDT_a_x", "ETHUSDT")
 DEADLINE_SECONDS = 1.0
-SLACK_SECONDS = 1.0
+SLACK_SECONDS = 2.0
+"""What a busy machine may take longer; who does not look at the deadline takes more."""
 
 
 @pytest.fixture
