@@ -567,7 +567,7 @@ async def test_credentials_are_never_seen(
     await refused(f"mongodb://{SECRET}:{SECRET}@{here}/bots?deadline_seconds=2")
     await refused(f"mongodb://bot@{here}/bots?password_env=BOT_MONGO_PASSWORD&deadline_seconds=2")
     await refused(f"mongodb://bot:{SECRET}@127.0.0.1:1/bots?deadline_seconds=0.3")
-    backend = MongoBackend(f"{mortal.url}?deadline_seconds=0.5")
+    backend = MongoBackend(f"{mortal.url}?deadline_seconds=1.5")
     await backend.open()
     await backend.commit("main", {KEY: b"1"}, {}, op=Op("w", 1))
     mortal.kill()

@@ -216,7 +216,7 @@ async def test_two_backends_on_one_scope_share_it_without_losing_an_increment(
 
 async def test_a_lock_that_is_held_too_long_leaves_nothing_written(server: PostgresServer, tmp_path: Path) -> None:
     schema = own_name(tmp_path)
-    backend = PostgresBackend(f"{server.url}?schema={schema}", deadline_seconds=0.6)
+    backend = PostgresBackend(f"{server.url}?schema={schema}", deadline_seconds=1.5)
     await backend.open()
     version = await backend.commit("main", {A: b"1"}, {A: 0}, op=Op("w", 1))
     holder = await asyncio.create_subprocess_exec(

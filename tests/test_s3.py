@@ -207,7 +207,7 @@ async def test_an_object_of_another_hand_is_reported_and_left_as_it_is(
 
 async def test_a_commit_that_was_told_as_unwritten_is_never_written(fake: FakeS3) -> None:
     """Its deadline passes while it waits, with another, for the read that comes before their write."""
-    backend = S3Backend(fake.url("holdfast", "deadline_seconds=0.3"))
+    backend = S3Backend(fake.url("holdfast", "deadline_seconds=1"))
     await backend.open()
     lane, held = backend._lane("main"), asyncio.Event()
     current = lane.current
