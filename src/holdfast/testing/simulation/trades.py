@@ -73,6 +73,8 @@ class TradeOracle:
         """Those that an emergency journal had as ended with nothing filled, whatever came of them since."""
         self._sent_seconds: dict[str, float] = {}
         """When it was sent last."""
+        self._requests: dict[str, OrderRequest] = {}
+        """As it was sent last."""
         self._sent: Counter[str] = Counter()
         """How often an order may have reached the venue: it left a process, which was not told that it did not."""
         self._lanes: dict[tuple[Sender, str], str] = {}
@@ -134,7 +136,8 @@ class TradeOracle:
                 self._violate(f"{key}: {old.filled_quantity:g} was filled, and now {order.filled_quantity:g}")
             if order.state == "expired" != old.state:
                 self._given_up(key, order, sender)
-            if request_of(order) != request_of(old) and old.state != "intended":
+            # A journal that is merged may know better how it was sent than a successor who found it at the venue.
+            if old.state != "intended" and request_of(order) not in (request_of(old), self._requests.get(name)):
                 self._violate(f"{key}: it was sent, and is another order now")
         self.orders[name] = order
 
@@ -243,6 +246,7 @@ class TradeOracle:
             self._violate(f"{sender.name} sent {name} again, where an id may repeat")
         self._sent[name] += 1
         self._sent_seconds[name] = self._now()
+        self._requests[name] = request
 
     def _may_be_there(self, name: str) -> bool:
         """Whether the venue may have taken an order, or yet take it: a refusal settles that."""
