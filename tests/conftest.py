@@ -66,14 +66,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Each process is given a run of the list, so each run begins with its share of them. The order is random otherwise.
     """
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if processes == 1:
-        return
-    long = [item for item in items if part_of(item.nodeid) in LONG]
-    others = [item for item in items if part_of(item.nodeid) not in LONG]
-    share = -(-len(others) // processes)
-    items[:] = [
-        item for at in range(processes) for item in (*long[at::processes], *others[at * share : (at + 1) * share])
-    ]
+    if processes > 1:
+        items.sort(key=lambda item: part_of(item.nodeid) not in LONG)
+        items[:] = [item for at in range(processes) for item in items[at::processes]]
 
 
 def part_of(nodeid: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pymongo.common
 import pytest
-from proxy import Direction, How, Proxy
+from proxy import SLACK_SECONDS, Direction, How, Proxy, opened
 from servers.mongo import MongoServer, sweep_sockets
 from servers.shared import own_name, shared
 
@@ -19,8 +19,6 @@ from holdfast.errors import ConflictError, HoldfastError, UnavailableError, Unkn
 
 KEYS = [Key("signal", f"BTCUSDT_s{i}_x", "BTCUSDT") for i in range(4)]
 DEADLINE_SECONDS = 1.2
-SLACK_SECONDS = 2.0
-"""What a busy machine may take longer; who does not look at the deadline takes more."""
 
 
 @pytest.fixture(autouse=True)
@@ -44,18 +42,6 @@ def through(proxy: Proxy, place: Path, deadline_seconds: float = DEADLINE_SECOND
         f"mongodb://127.0.0.1:{proxy.port}/bots?collection={own_name(place)}&directConnection=true&serverMonitoringMode=poll"
         f"&deadline_seconds={deadline_seconds}"
     )
-
-
-async def opened(proxy: Proxy, place: Path) -> MongoBackend:
-    """Open, again where so short a deadline passed: an open asks and probes more than any later call."""
-    backend = through(proxy, place)
-    for _ in range(20):
-        try:
-            await backend.open()
-        except UnavailableError:
-            continue
-        return backend
-    raise AssertionError("never opened")
 
 
 async def put(backend: MongoBackend, n: int, expect: int, writer: str = "w", at: int = 0) -> int:
@@ -111,7 +97,7 @@ async def read_at_last(backend: MongoBackend) -> tuple[bytes, int, Op]:
 async def test_a_commit_cut_anywhere_is_applied_exactly_once(
     proxy: Proxy, tmp_path: Path, direction: Direction, how: How, record_property: Callable[[str, object], None]
 ) -> None:
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     taken, version = await sizes(proxy, backend)
     all_bytes = taken[direction]
     # Around the header's end and each boundary of the message, and some places within.
@@ -143,7 +129,7 @@ async def test_a_commit_cut_anywhere_is_applied_exactly_once(
 async def test_a_request_that_was_still_in_flight_when_it_was_sent_again_is_not_applied_twice(
     proxy: Proxy, tmp_path: Path
 ) -> None:
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     taken, version = await sizes(proxy, backend)
     held = 0
     for turn in range(12):
@@ -168,10 +154,10 @@ async def test_a_request_that_was_still_in_flight_when_it_was_sent_again_is_not_
 
 
 async def test_the_very_first_commit_held_back_does_not_make_the_document_twice(proxy: Proxy, tmp_path: Path) -> None:
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     assert await backend.read("main", KEYS) == {}
     assert (await backend.head("main")).number == 0
-    other = await opened(proxy, tmp_path)
+    other = await opened(through(proxy, tmp_path))
     # What a first commit sends is a look, then the insert: hold back the second one.
     before = proxy.passed["requests"]
     await backend.commit("sized", {KEYS[0]: b'{"n":1}'}, {KEYS[0]: 0}, op=Op("w", 1))
@@ -198,7 +184,7 @@ async def settled_elsewhere(backend: MongoBackend) -> int:
 
 
 async def test_a_late_request_after_a_later_op_of_the_same_writer_changes_nothing(proxy: Proxy, tmp_path: Path) -> None:
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     _, version = await sizes(proxy, backend)
     proxy.cut("requests", 0, "hold")
     with pytest.raises(UnknownOutcomeError):
@@ -212,7 +198,7 @@ async def test_a_late_request_after_a_later_op_of_the_same_writer_changes_nothin
 
 
 async def test_a_cut_in_a_group_leaves_each_of_its_commits_applied_once(proxy: Proxy, tmp_path: Path) -> None:
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     numbers = [await put(backend, 1, 0, f"w{i}", i) for i in range(4)]
     for turn in range(12):
         n = turn + 2
@@ -239,7 +225,7 @@ async def test_a_cut_in_a_group_leaves_each_of_its_commits_applied_once(proxy: P
 async def test_a_black_hole_costs_nobody_more_than_the_deadline(
     proxy: Proxy, tmp_path: Path, direction: Direction
 ) -> None:
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     await put(backend, 1, 0)
     proxy.cut(direction, 0, "hole")
     clock = asyncio.get_running_loop().time
@@ -263,7 +249,7 @@ async def test_a_black_hole_costs_nobody_more_than_the_deadline(
 
 
 async def test_reads_are_bounded_too_and_work_again_after_it(proxy: Proxy, tmp_path: Path) -> None:
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     await put(backend, 1, 0)
     clock = asyncio.get_running_loop().time
     ways: list[How] = ["hole", "reset", "close"]
@@ -286,7 +272,7 @@ async def test_reads_are_bounded_too_and_work_again_after_it(proxy: Proxy, tmp_p
 
 
 async def test_nobody_there_is_unavailable_and_nothing_was_written(proxy: Proxy, tmp_path: Path) -> None:
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     version = await put(backend, 1, 0)
     proxy.refusing = True
     proxy.cut("requests", 0, "reset")
@@ -309,7 +295,7 @@ async def test_cuts_at_random_also_while_connecting_lose_nothing_and_apply_nothi
 ) -> None:
     """Six writers raise one counter; every few kilobytes the link is cut."""
     chance = random.Random(seed)
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     shared_key, raised, cuts = Key("risk", "shared", "counter"), 0, 0
 
     async def cutter() -> None:

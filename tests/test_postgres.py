@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from proxy import Direction, How, Proxy
+from proxy import SLACK_SECONDS, Direction, How, Proxy
 from servers import require
 from servers.postgres import PASSWORD, PostgresServer
 from servers.shared import own_name, shared
@@ -21,8 +21,6 @@ from holdfast.errors import ConflictError, FailedError, InvalidInputError, Unava
 
 A, B = Key("signal", "BTCUSDT_a_x", "BTCUSDT"), Key("signal", "ETHUSDT_a_x", "ETHUSDT")
 DEADLINE_SECONDS = 1.0
-SLACK_SECONDS = 2.0
-"""What a busy machine may take longer; who does not look at the deadline takes more."""
 
 
 @pytest.fixture

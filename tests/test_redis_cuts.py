@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from proxy import Direction, How, Proxy
+from proxy import SLACK_SECONDS, Direction, How, Proxy, opened
 from servers.shared import own_name, shared
 from servers.valkey import RedisServer
 
@@ -18,8 +18,6 @@ from holdfast.errors import ConflictError, HoldfastError, UnavailableError, Unkn
 
 KEYS = [Key("signal", f"BTCUSDT_s{i}_x", "BTCUSDT") for i in range(4)]
 DEADLINE_SECONDS = 0.8
-SLACK_SECONDS = 2.0
-"""What a busy machine may take longer; who does not look at the deadline takes more."""
 
 
 @pytest.fixture
@@ -32,18 +30,6 @@ async def proxy() -> AsyncIterator[Proxy]:
 
 def through(proxy: Proxy, place: Path, deadline_seconds: float = DEADLINE_SECONDS) -> RedisBackend:
     return RedisBackend(f"redis://127.0.0.1:{proxy.port}/?prefix={own_name(place)}&deadline_seconds={deadline_seconds}")
-
-
-async def opened(proxy: Proxy, place: Path) -> RedisBackend:
-    """Open, again where so short a deadline passed: an open asks and probes more than any later call."""
-    backend = through(proxy, place)
-    for _ in range(20):
-        try:
-            await backend.open()
-        except UnavailableError:
-            continue
-        return backend
-    raise AssertionError("never opened")
 
 
 async def put(backend: RedisBackend, n: int, expect: int, writer: str = "w", at: int = 0) -> int:
@@ -81,7 +67,7 @@ async def sizes(proxy: Proxy, backend: RedisBackend) -> tuple[dict[Direction, in
 async def test_a_commit_cut_anywhere_is_applied_exactly_once(
     proxy: Proxy, tmp_path: Path, direction: Direction, how: How, record_property: Callable[[str, object], None]
 ) -> None:
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     taken, version = await sizes(proxy, backend)
     all_bytes = taken[direction]
     # Every byte of the answers; of the longer requests some forty places, the message boundaries among them.
@@ -108,7 +94,7 @@ async def test_a_commit_cut_anywhere_is_applied_exactly_once(
 async def test_a_request_that_was_still_in_flight_when_it_was_sent_again_is_not_applied_twice(
     proxy: Proxy, tmp_path: Path
 ) -> None:
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     taken, version = await sizes(proxy, backend)
     for turn in range(20):
         n = turn + 3
@@ -131,7 +117,7 @@ async def test_a_request_that_was_still_in_flight_when_it_was_sent_again_is_not_
 
 
 async def test_a_late_request_after_a_later_op_of_the_same_writer_changes_nothing(proxy: Proxy, tmp_path: Path) -> None:
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     _, version = await sizes(proxy, backend)
     proxy.cut("requests", 0, "hold")
     with pytest.raises(UnknownOutcomeError):
@@ -146,7 +132,7 @@ async def test_a_late_request_after_a_later_op_of_the_same_writer_changes_nothin
 
 
 async def test_a_cut_in_a_group_leaves_each_of_its_commits_applied_once(proxy: Proxy, tmp_path: Path) -> None:
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     versions = [await put(backend, 1, 0, f"w{i}", i) for i in range(4)]
     await asyncio.gather(*(put(backend, 2, versions[i], f"w{i}", i) for i in range(4)))
     before = proxy.passed["answers"]
@@ -178,7 +164,7 @@ async def test_a_cut_in_a_group_leaves_each_of_its_commits_applied_once(proxy: P
 async def test_a_black_hole_costs_nobody_more_than_the_deadline(
     proxy: Proxy, tmp_path: Path, direction: Direction
 ) -> None:
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     await put(backend, 1, 0)
     proxy.cut(direction, 0, "hole")
     clock = asyncio.get_running_loop().time
@@ -202,7 +188,7 @@ async def test_a_black_hole_costs_nobody_more_than_the_deadline(
 
 
 async def test_reads_are_bounded_too_and_work_again_after_it(proxy: Proxy, tmp_path: Path) -> None:
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     await put(backend, 1, 0)
     clock = asyncio.get_running_loop().time
     ways: list[How] = ["hole", "reset", "close"]
@@ -218,7 +204,7 @@ async def test_reads_are_bounded_too_and_work_again_after_it(proxy: Proxy, tmp_p
 
 
 async def test_nobody_there_is_unavailable_and_nothing_was_written(proxy: Proxy, tmp_path: Path) -> None:
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     version = await put(backend, 1, 0)
     proxy.refusing = True
     proxy.cut("requests", 0, "reset")
@@ -275,7 +261,7 @@ async def test_cuts_at_random_also_while_connecting_lose_nothing_and_apply_nothi
 ) -> None:
     """Eight writers, each with a counter of its own and one that all share; every few kilobytes the link is cut."""
     chance = random.Random(seed)
-    backend = await opened(proxy, tmp_path)
+    backend = await opened(through(proxy, tmp_path))
     shared_key, raised, cuts = Key("risk", "shared", "counter"), 0, 0
     done = asyncio.Event()
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
-from proxy import Direction, How, Proxy
+from proxy import SLACK_SECONDS, Direction, How, Proxy
 from s3_fake import FakeS3
 from servers.s3 import S3Server, credentials
 from servers.shared import own_name, shared
@@ -17,8 +17,6 @@ from holdfast.errors import HoldfastError, UnavailableError, UnknownOutcomeError
 
 KEYS = [Key("signal", f"BTCUSDT_s{i}_x", "BTCUSDT") for i in range(4)]
 DEADLINE_SECONDS = 1.0
-SLACK_SECONDS = 2.0
-"""What a busy machine may take longer; who does not look at the deadline takes more."""
 
 
 @pytest.fixture

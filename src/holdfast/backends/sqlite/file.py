@@ -218,7 +218,7 @@ class SqliteFile:
                 sql.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                 sql.execute(f"PRAGMA user_version = {FORMAT}")
             elif empty and not application:  # whoever was about to make it was killed first
-                raise NotFoundError(f"there is no store at {self.path} yet: nothing was stored", backend=self.name)
+                raise self._nothing_yet()
             elif application != _APPLICATION_ID:
                 raise CorruptedError(f"{self.path} is another program's database: use another path", backend=self.name)
             elif number > FORMAT:
@@ -244,12 +244,15 @@ class SqliteFile:
         """
         with contextlib.suppress(OSError), open(f"{self.path}-journal", "rb") as journal:
             if len(header := journal.read(_PAGES_BEFORE.stop)) == _PAGES_BEFORE.stop and not any(header[_PAGES_BEFORE]):
-                return NotFoundError(f"there is no store at {self.path} yet: nothing was stored", backend=self.name)
+                return self._nothing_yet()
         return UnavailableError(
             f"{self.name}: a transaction was interrupted, and a reader changes nothing: open it for writing once, "
             "which takes the transaction back",
             backend=self.name,
         )
+
+    def _nothing_yet(self) -> NotFoundError:
+        return NotFoundError(f"there is no store at {self.path} yet: nothing was stored", backend=self.name)
 
     def _make_durable(self) -> None:
         """Flush what a process that was killed may have left unflushed, before anybody acts on it."""
